@@ -1,0 +1,39 @@
+# Every target does its own set-up: a virtual environment in .venv, remade when pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# peers for tests and benches, without what they drag in (their torchvision breaks CPU builds of torch)
+PEERS := k-diffusion==0.1.1 azula==0.11.1
+STAMP = $(VENV)/.$(1)-$(shell cat pyproject.toml constraints.txt Makefile | cksum | tr ' ' '-')
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint bench docs
+demo: $(call STAMP,cli)
+	$(BIN)/wayfield demo --out runs/demo
+
+test: $(call STAMP,test)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(call STAMP,test)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+bench: $(call STAMP,test)
+	$(BIN)/wayfield bench steps
+
+docs: $(call STAMP,docs)
+	$(BIN)/mkdocs build --strict
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by exact version: asked for as a range, some indexes answer with gigabytes of another build
+$(VENV)/.%: | $(BIN)/pip
+	@echo "installing ($(firstword $(subst -, ,$*)))"
+	@$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(firstword $(subst -, ,$*))]"
+	@if echo $* | grep -q '^test'; then \
+	  $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ruff basedpyright && \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(PEERS); fi
+	@touch $@

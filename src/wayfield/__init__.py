@@ -1,0 +1,3 @@
+"""wayfield: steering generative models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,192 @@
+r"""A network becomes a denoiser: network + path + output kind + input scaling + condition schema.
+
+.. math:: y = F(c_{in} x, \; c_{time}, \; cond), \qquad x_0 = c_0 x + c_1 y, \qquad \varepsilon = c_2 x + c_3 y
+
+The four solve numbers and the two input numbers depend on the level alone. They are computed in float64 (one 2x2 solve,
+`core.predict`) into a `Level`, so that a denoising costs one network call and two multiply-adds, whatever the path,
+kind and preconditioning.
+
+=======  ==================================================  ==========
+symbol   meaning                                             shape
+=======  ==================================================  ==========
+x, y     noisy points, network answers                       (B, *D)
+level    numbers of one noise level                          () or (B,)
+cond     named batch-first tensors                           (B, ...)
+=======  ==================================================  ==========
+
+References: Karras et al. 2022, table 1 and eq. 7 (preconditioning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from wayfield.core.errors import DTypeError, RangeError, ShapeError, unknown_name
+from wayfield.core.path import Path
+from wayfield.core.predict import Kind, Prediction
+from wayfield.core.schedule import Tabulated
+from wayfield.core.shapes import expand
+from wayfield.field.cond import Cond, Schema
+
+__all__ = ["TIME_INPUTS", "Call", "Denoiser", "Level"]
+
+Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+
+class Level(NamedTuple):
+    """Everything a denoising needs to know of a noise level, each () or (B,): scales, input numbers, solve numbers."""
+
+    alpha: Tensor
+    sigma: Tensor
+    c_in: Tensor
+    c_time: Tensor
+    x0_x: Tensor
+    x0_y: Tensor
+    eps_x: Tensor
+    eps_y: Tensor
+
+
+def _quarter_log_sigma(path: Path, t: Tensor) -> Tensor:
+    return (-0.125 * path.log_snr(t)).clamp(-10, 10)
+
+
+def _index(path: Path, t: Tensor) -> Tensor:
+    if not isinstance(path, Tabulated):
+        raise DTypeError(
+            "time input 'index'", got=repr(path), expected="a Tabulated path", remedy="Use 't' or 'log_sigma/4'."
+        )
+    return t * path.T - 1
+
+
+TIME_INPUTS: Mapping[str, Callable[[Path, Tensor], Tensor]] = {
+    "t": lambda path, t: t,
+    "1000t": lambda path, t: 1000 * t,
+    "log_sigma/4": _quarter_log_sigma,
+    "log_snr": lambda path, t: path.log_snr(t).clamp(-40, 40),
+    "index": _index,
+}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """x0- and eps-estimates of noisy points from one network.
+
+    net: called as ``call(net, x_in, time, cond)``, by default ``net(x_in, time, cond)`` with cond a mapping of tensors.
+    path: the path it was trained on / kind: what its answer means, a `Kind` or one of its names.
+    time: what it is told of the level, a name from `TIME_INPUTS` / scale_input: divide x by sqrt(sigma^2 + alpha^2
+    sigma_data^2) (always on for "edm") / schema: its conditions and which of them mean "none" / shape: its data shape
+    *D, checked where known.
+    """
+
+    net: nn.Module
+    path: Path
+    kind: Kind | str
+    time: str = "t"
+    scale_input: bool = False
+    schema: Schema = field(default_factory=Schema)
+    shape: tuple[int, ...] | None = None
+    call: Call | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.kind, str):
+            object.__setattr__(self, "kind", Kind(self.kind))
+        if self.time not in TIME_INPUTS:
+            raise unknown_name("time input", self.time, TIME_INPUTS)
+        if not isinstance(self.path, Path):
+            raise DTypeError(
+                "path", got=type(self.path).__name__, expected="a Path", remedy="Use Straight(), VP(), EDM(), ..."
+            )
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the network sees c_in x rather than x."""
+        return self.scale_input or self.output.name == "edm"
+
+    @property
+    def output(self) -> Kind:
+        """The output kind, as a `Kind`."""
+        assert isinstance(self.kind, Kind)
+        return self.kind
+
+    def level(
+        self,
+        t: Tensor,
+        *,
+        path: Path | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ) -> Level:
+        """The numbers of the levels at times `t` () or (B,), computed in float64, then cast and moved.
+
+        path: the path the points live on, if not the denoiser's own. Its point x then equals r times a point of the
+        denoiser's path of the same log-SNR, with r = sqrt((alpha^2 + sigma^2) / (alpha'^2 + sigma'^2)), and only the
+        numbers that multiply x change.
+        """
+        t = t.double()
+        scales = outer = self.path.scales(t)
+        if path is not None and path != self.path:
+            outer = path.scales(t)
+            t = self.path.time(path.log_snr(t))
+            scales = self.path.scales(t)
+            t = torch.where((t < -1e-9) | (t > 1 + 1e-9), torch.full_like(t, torch.nan), t.clamp(0, 1))
+        r = (
+            ((scales.alpha**2 + scales.sigma**2) / (outer.alpha**2 + outer.sigma**2)).sqrt()
+            if outer is not scales
+            else 1.0
+        )
+        c0, c1, c2, c3 = self.output.solve_row(scales)
+        if self.scaled:
+            c_in = (scales.sigma**2 + (scales.alpha * self.output.sigma_data) ** 2).rsqrt()
+        else:
+            c_in = torch.ones_like(t)
+        numbers = (outer.alpha, outer.sigma, c_in * r, TIME_INPUTS[self.time](self.path, t), c0 * r, c1, c2 * r, c3)
+        return Level(*(c.to(device=device, dtype=dtype) for c in numbers))
+
+    def answer(self, x: Tensor, level: Level, cond: Mapping[str, Tensor]) -> Tensor:
+        """The raw network output y, (B, *D)."""
+        x_in = expand(level.c_in, x) * x
+        y = self.net(x_in, level.c_time, cond) if self.call is None else self.call(self.net, x_in, level.c_time, cond)
+        if y.shape != x.shape:
+            raise ShapeError(
+                "network output",
+                got=tuple(y.shape),
+                expected=tuple(x.shape),
+                remedy="Check the network, or drop its learned-variance half with `call=`.",
+            )
+        return y
+
+    def denoise(self, x: Tensor, level: Level, cond: Mapping[str, Tensor]) -> Prediction:
+        """The pair (x0, eps) at points x (B, *D) of the given level; differentiable."""
+        y = self.answer(x, level, cond)
+        y = y if y.dtype == x.dtype else y.to(x.dtype)
+        x0 = torch.addcmul(expand(level.x0_x, x) * x, expand(level.x0_y, x), y)
+        return Prediction(x0, lambda: torch.addcmul(expand(level.eps_x, x) * x, expand(level.eps_y, x), y))
+
+    def __call__(self, x: Tensor, t: float | Tensor, cond: Cond | Mapping[str, Any] | None = None) -> Prediction:
+        """For single calls: the pair at points x (B, *D) and times t () or (B,), with a checked condition."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        if bool((t < 0).any()) or bool((t > 1).any()):
+            raise RangeError(
+                "t", got=f"{t.min():g}..{t.max():g}", expected="[0, 1]", remedy="t = 0 is data and t = 1 is noise."
+            )
+        self.check_points(x)
+        bound = self.schema.bind(cond, len(x), x.device)
+        return self.denoise(x, self.level(t, dtype=x.dtype, device=x.device), bound)
+
+    def check_points(self, x: Tensor) -> None:
+        """Raise ShapeError if the data shape is known and x does not have it."""
+        if self.shape is not None and tuple(x.shape[1:]) != self.shape:
+            raise ShapeError(
+                "points", got=tuple(x.shape), expected=("B", *self.shape), remedy="This model was made for that shape."
+            )
+
+    def to(self, device: torch.device | str) -> Denoiser:
+        """Move the network in place and return self."""
+        self.net.to(device)
+        return self

@@ -1,0 +1,23 @@
+"""Small networks for tests, recipes and shipped checkpoints: net(x, time, cond) -> a tensor of x's shape."""
+
+from wayfield.field.nets.build import NETS, build, spec_of
+from wayfield.field.nets.classifier import Classifier, ClassifierConfig
+from wayfield.field.nets.dit import DiT, DiTConfig
+from wayfield.field.nets.layers import initialise
+from wayfield.field.nets.mlp import ResidualMLP, ResidualMLPConfig
+from wayfield.field.nets.unet import UNet, UNetConfig
+
+__all__ = [
+    "NETS",
+    "Classifier",
+    "ClassifierConfig",
+    "DiT",
+    "DiTConfig",
+    "ResidualMLP",
+    "ResidualMLPConfig",
+    "UNet",
+    "UNetConfig",
+    "build",
+    "initialise",
+    "spec_of",
+]

@@ -1,0 +1,119 @@
+"""Tensors and facts on disk: one safetensors file, written atomically, with a JSON record and a hash of both. Never
+pickle.
+
+A reader gets exactly what was written or a `CheckpointError` that says what is wrong: missing, truncated, tampered
+with, or of another kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wayfield.core.errors import CheckpointError, MissingExtraError
+
+__all__ = ["digest", "read", "read_json", "write", "write_bytes", "write_json"]
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-able record to `path` in one atomic step: whoever reads sees the old file or the new
+    one, whole.
+    """
+    st = _safetensors()
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    text = json.dumps(record, sort_keys=True)
+    write_bytes(path, st.save(plain, {"record": text, "sha256": digest(plain, text)}))
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and record of a file made by `write`. Raises CheckpointError if it is missing, damaged or not ours."""
+    st = _safetensors()
+    try:
+        raw = FilePath(path).read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + size])
+        tensors = st.load(raw)
+        text, sha = header["__metadata__"]["record"], header["__metadata__"]["sha256"]
+        record = json.loads(text)
+    except FileNotFoundError:
+        raise _bad(path, "no such file", "Check the path.") from None
+    except Exception as error:
+        raise _bad(
+            path, f"an unreadable or truncated file ({type(error).__name__})", "Restore it from a copy, or train again."
+        ) from error
+    if digest(tensors, text) != sha:
+        raise _bad(
+            path, "contents that do not match their hash", "The file was changed after it was written; do not trust it."
+        )
+    return tensors, record
+
+
+def digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, and over a text."""
+    h = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        v = tensors[name].detach().cpu().contiguous()
+        h.update(f"{name}|{v.dtype}|{tuple(v.shape)}|".encode())
+        h.update(
+            bytes(v.reshape(-1).view(torch.uint8).untyped_storage())[v.storage_offset() * v.element_size() :][
+                : v.numel() * v.element_size()
+            ]
+        )
+    return h.hexdigest()
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file atomically: to a temporary name beside it, flushed to disk, then renamed."""
+    path = FilePath(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        FilePath(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write JSON atomically, readable by people."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """JSON from a file. Raises CheckpointError if it is missing or broken."""
+    try:
+        return json.loads(FilePath(path).read_text())
+    except FileNotFoundError:
+        raise _bad(path, "no such file", "Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise _bad(path, f"not readable as JSON ({error})", "Restore it from a copy.") from error
+
+
+def _bad(path: str | os.PathLike[str], got: str, remedy: str) -> CheckpointError:
+    return CheckpointError(f"file {os.fspath(path)!r}", got=got, expected="a file written by wayfield", remedy=remedy)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingExtraError(
+            "safetensors",
+            got="not installed",
+            expected="safetensors >= 0.5",
+            remedy='Run: pip install "wayfield[zoo]".',
+        ) from error
+    return safetensors.torch

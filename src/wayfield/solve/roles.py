@@ -1,0 +1,83 @@
+r"""What a solver is: a table of numbers made once per run in float64, and a pure step.
+
+A solver is asked for its `Plan` on a grid (evaluation times, coefficients and noise draws of every step) and then for
+one `step` at a time.
+All steps of first order are written as the pair's own move to the next level s,
+
+.. math:: x_s = \alpha_s x_0 + \sigma_s \varepsilon \quad (+ \text{corrections from differences of predictions})
+
+which never divides by alpha, is exact at a clean end (sigma_s = 0), and keeps pairs that guidance broke on purpose.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from wayfield.core.errors import GridError
+from wayfield.core.grid import Grid
+from wayfield.core.predict import Prediction
+
+__all__ = ["Denoise", "Plan", "Solver"]
+
+Denoise = Callable[[Tensor, int], Prediction]
+"""The guided prediction at points x, at the level of the step's k-th evaluation."""
+
+State = tuple
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """A run laid out: times[i] are the levels of step i's evaluations; rows is a NamedTuple of (N,) float64 columns;
+    draws[i] noises.
+    """
+
+    times: tuple[tuple[float, ...], ...]
+    rows: tuple[Tensor, ...]
+    draws: tuple[int, ...]
+
+
+class Solver(ABC):
+    """Immutable description of a method. Order and noise are facts of the class; history lives in the state."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Order of convergence of the deterministic method (1 for stochastic ones)."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise."""
+        return False
+
+    @abstractmethod
+    def plan(self, grid: Grid) -> Plan:
+        """Evaluation times and float64 coefficients of every step. Raises GridError if the grid does not suit."""
+
+    def init(self, x: Tensor) -> State:
+        """State before the first step, a tuple of tensors."""
+        return ()
+
+    @abstractmethod
+    def step(
+        self, denoise: Denoise, x: Tensor, row: Any, state: State, noise: tuple[Tensor, ...], evals: int
+    ) -> tuple[Tensor, State]:
+        """One step. row: this step's coefficients, 0-dim tensors / noise: its draws, (B, *D) each / evals: its number
+        of evaluations.
+        """
+
+
+def falling_only(grid: Grid, solver: object) -> None:
+    """Raise GridError for solvers that cannot climb from data to noise."""
+    if grid.rising:
+        raise GridError(
+            "grid",
+            got="rising times",
+            expected="falling times",
+            remedy=f"{solver!r} cannot invert; use DDIM() or Heun().",
+        )
