@@ -23,7 +23,7 @@ bench: $(call STAMP,test)
 	$(BIN)/wayfield bench steps
 
 docs: $(call STAMP,docs)
-	$(BIN)/mkdocs build --strict
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs site
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -1,3 +1,121 @@
-"""wayfield: steering generative models."""
+"""wayfield: steering generative models.
+
+    import wayfield as wf
+
+    model = wf.load("digits")
+    grid = wf.karras(model.path, 20, sigma_min=0.02, sigma_max=10.0)
+    result = wf.sample(model, grid, samples=16, cond={"label": 3}, solver=wf.DPM2M(), guidance=wf.CFG(1.5))
+
+Public names load on first use, so that importing the package costs little beyond torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wayfield.core.errors import WayfieldError as WayfieldError
+    from wayfield.core.grid import (
+        Grid as Grid,
+        exponential as exponential,
+        given as given,
+        karras as karras,
+        log_snr as log_snr,
+        spaced as spaced,
+        uniform as uniform,
+    )
+    from wayfield.core.noise import (
+        BrownianNoise as BrownianNoise,
+        Noise as Noise,
+        RecordingNoise as RecordingNoise,
+        ReplayNoise as ReplayNoise,
+        SeededNoise as SeededNoise,
+    )
+    from wayfield.core.path import (
+        EDM as EDM,
+        VE as VE,
+        VP as VP,
+        Cosine as Cosine,
+        Path as Path,
+        Straight as Straight,
+        Trig as Trig,
+    )
+    from wayfield.core.predict import (
+        Kind as Kind,
+        Prediction as Prediction,
+        convert as convert,
+        score as score,
+        velocity as velocity,
+    )
+    from wayfield.core.schedule import Tabulated as Tabulated, from_betas as from_betas, tabulated as tabulated
+    from wayfield.field.batching import Batching as Batching
+    from wayfield.field.cond import Field as Field, Schema as Schema
+    from wayfield.field.denoiser import Denoiser as Denoiser
+    from wayfield.guide import CFG as CFG, Guidance as Guidance, Plain as Plain
+    from wayfield.sampling import Checkpoint as Checkpoint, Result as Result, StepInfo as StepInfo, sample as sample
+    from wayfield.solve import (
+        DDIM as DDIM,
+        DPM2M as DPM2M,
+        DPM2S as DPM2S,
+        DPM3M as DPM3M,
+        Adaptive as Adaptive,
+        Ancestral as Ancestral,
+        Churn as Churn,
+        Euler as Euler,
+        Heun as Heun,
+        HeunTime as HeunTime,
+        PredictorCorrector as PredictorCorrector,
+        Solver as Solver,
+        UniPC as UniPC,
+    )
+    from wayfield.solve.likelihood import bits_per_dim as bits_per_dim, log_likelihood as log_likelihood
+    from wayfield.zoo import card as card, load as load, load_classifier as load_classifier
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "wayfield.core.path": ("EDM", "VE", "VP", "Cosine", "Path", "Straight", "Trig"),
+    "wayfield.core.schedule": ("Tabulated", "from_betas", "tabulated"),
+    "wayfield.core.predict": ("Kind", "Prediction", "convert", "score", "velocity"),
+    "wayfield.core.grid": ("Grid", "exponential", "given", "karras", "log_snr", "spaced", "uniform"),
+    "wayfield.core.noise": ("BrownianNoise", "Noise", "RecordingNoise", "ReplayNoise", "SeededNoise"),
+    "wayfield.core.errors": ("WayfieldError",),
+    "wayfield.field.cond": ("Field", "Schema"),
+    "wayfield.field.denoiser": ("Denoiser",),
+    "wayfield.field.batching": ("Batching",),
+    "wayfield.guide": ("CFG", "Guidance", "Plain"),
+    "wayfield.solve": (
+        "DDIM",
+        "DPM2M",
+        "DPM2S",
+        "DPM3M",
+        "Adaptive",
+        "Ancestral",
+        "Churn",
+        "Euler",
+        "Heun",
+        "HeunTime",
+        "PredictorCorrector",
+        "Solver",
+        "UniPC",
+    ),
+    "wayfield.solve.likelihood": ("bits_per_dim", "log_likelihood"),
+    "wayfield.sampling": ("Checkpoint", "Result", "StepInfo", "sample"),
+    "wayfield.zoo": ("card", "load", "load_classifier"),
+}
+_HOME = {name: module for module, public in _PUBLIC.items() for name in public}
+
+__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'wayfield' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -11,7 +11,7 @@ from wayfield.core.noise import Address, RecordingNoise, SeededNoise
 from wayfield.core.path import EDM, Straight, Trig
 from wayfield.core.schedule import tabulated
 from wayfield.field.denoiser import Denoiser
-from wayfield.sample import sample
+from wayfield.sampling import sample
 from wayfield.solve import DDIM, DPM2M, DPM2S, DPM3M, Ancestral, Churn, Euler, Heun, HeunTime, PredictorCorrector, UniPC
 
 

@@ -10,7 +10,7 @@ from wayfield.core.exact import gaussian
 from wayfield.core.path import VP
 from wayfield.core.schedule import Tabulated
 from wayfield.field.denoiser import Denoiser
-from wayfield.sample import sample
+from wayfield.sampling import sample
 from wayfield.solve import DDIM, DPM2M, DPM2S, DPM3M, Adaptive, Euler, Heun, HeunTime, UniPC
 
 SOLVERS = [DDIM(), Euler(), Heun(), HeunTime(), DPM2M(), DPM2S(), DPM3M(), DPM3M(as_published=True)]

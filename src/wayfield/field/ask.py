@@ -14,7 +14,7 @@ levels     network name -> numbers of the level             () or (B,)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
@@ -56,6 +56,14 @@ class Counts(NamedTuple):
         return Counts(self.calls + other.calls, self.rows + other.rows, self.skipped + other.skipped)
 
 
+class Call(NamedTuple):
+    """One network call: several branches of one network, concatenated."""
+
+    net: str
+    queries: tuple[Query, ...]
+    cond: Cond
+
+
 @final
 @dataclass(frozen=True)
 class Binding:
@@ -71,7 +79,7 @@ class Binding:
     device: torch.device
     batching: Batching
     _bound: dict[tuple[str, str], Cond] = field(default_factory=dict, init=False, repr=False)
-    _merged: dict[tuple[Query, ...], Cond] = field(default_factory=dict, init=False, repr=False)
+    _layouts: dict[tuple[Query, ...], tuple[Call, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def cond(self, query: Query) -> Cond:
         """The checked condition of a query, bound once. Raises UnknownNameError or ConditionError."""
@@ -88,24 +96,19 @@ class Binding:
                 raise unknown_name("condition", query.cond, [*self.given, "null"])
         return self._bound[key]
 
-    def merged(self, queries: tuple[Query, ...]) -> Cond:
-        """Conditions of several queries of one network, concatenated once per run."""
-        if queries not in self._merged:
-            self._merged[queries] = concat([self.cond(q) for q in queries])
-        return self._merged[queries]
-
-    def prepare(self, needs: Sequence[Query], x: Tensor) -> None:
-        """Bind and merge the conditions of the queries that every step will ask, so that mistakes surface before the
-        first one.
-        """
-        groups: dict[str, list[Query]] = {}
-        for q in needs:
-            self.cond(q)
-            groups.setdefault(q.net, []).append(q)
-        for queries in groups.values():
-            for part in self.batching.split(queries, x):
-                if len(part) > 1:
-                    self.merged(tuple(part))
+    def layout(self, queries: tuple[Query, ...], x: Tensor) -> tuple[Call, ...]:
+        """The network calls that answer these queries, with their conditions concatenated; made once per run."""
+        if queries not in self._layouts:
+            groups: dict[str, list[Query]] = {}
+            for q in dict.fromkeys(queries):
+                self.cond(q)
+                groups.setdefault(q.net, []).append(q)
+            parts = [(net, tuple(p)) for net, group in groups.items() for p in self.batching.split(group, x)]
+            self._layouts[queries] = tuple(
+                Call(net, part, self.cond(part[0]) if len(part) == 1 else concat([self.cond(q) for q in part]))
+                for net, part in parts
+            )
+        return self._layouts[queries]
 
     def take(self, rows: Tensor) -> Binding:
         """The same binding for some rows of the batch, given by index (b,)."""
@@ -129,37 +132,31 @@ class Ask:
     def __call__(self, *queries: Query) -> tuple[Prediction, ...]:
         """Answers in the order asked; only what is not yet known costs a network call."""
         known = self._known
-        missing = [q for q in queries if q not in known]
+        missing = tuple(q for q in queries if q not in known) if known else queries
         if missing:
-            self._evaluate(list(dict.fromkeys(missing)))
-        return tuple(known[q] for q in queries)
+            for call in self.binding.layout(missing, self.x):
+                self._evaluate(call)
+        return tuple([known[q] for q in queries])
 
     def point(self, x0: Tensor) -> Prediction:
         """The pair whose x0 is given and whose eps is the one this point then has; eps is computed when first used."""
         x, level = self.x, self.levels["main"]
-        return Prediction(x0, lambda: (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))
+        if level.alpha.ndim:
+            level = level.map(lambda c: expand(c, x))
+        return Prediction(x0, lambda: torch.addcmul(level.point_x * x, level.point_x0, x0))
 
-    def _evaluate(self, missing: list[Query]) -> None:
-        groups: dict[str, list[Query]] = {}
-        for q in missing:
-            groups.setdefault(q.net, []).append(q)
-        for net, queries in groups.items():
-            for part in self.binding.batching.split(queries, self.x):
-                self._call(net, tuple(part))
-
-    def _call(self, net: str, queries: tuple[Query, ...]) -> None:
-        k, x = len(queries), self.x
-        cond = self.binding.cond(queries[0]) if k == 1 else self.binding.merged(queries)
-        level = self.levels[net]
+    def _evaluate(self, call: Call) -> None:
+        queries = call.queries
+        k, x, level = len(queries), self.x, self.levels[call.net]
         if k > 1:
             x = torch.cat([x] * k)
             if level.alpha.ndim:
-                level = Level(*(c.repeat(k) for c in level))
-        pair = self.binding.nets[net].denoise(x, level, cond)
+                level = level.map(lambda c: c.repeat(k))
+        pair = self.binding.nets[call.net].denoise(x, level, call.cond)
         self.calls += 1
-        self.rows += len(x)
+        self.rows += x.shape[0]
         if k == 1:
             self._known[queries[0]] = pair
             return
-        for i, (q, x0) in enumerate(zip(queries, pair.x0.chunk(k), strict=True)):
-            self._known[q] = Prediction(x0, lambda i=i: pair.eps.chunk(k)[i])
+        for i, x0 in enumerate(pair.x0.chunk(k)):
+            self._known[queries[i]] = Prediction(x0, lambda i=i: pair.eps.chunk(k)[i])

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import torch
@@ -33,22 +34,32 @@ from wayfield.core.schedule import Tabulated
 from wayfield.core.shapes import expand
 from wayfield.field.cond import Cond, Schema
 
-__all__ = ["TIME_INPUTS", "Call", "Denoiser", "Level"]
+__all__ = ["TIME_INPUTS", "Call", "Denoiser", "Level", "Reading"]
 
 Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 class Level(NamedTuple):
-    """Everything a denoising needs to know of a noise level, each () or (B,): scales, input numbers, solve numbers."""
+    """Everything a denoising needs to know of a noise level, each () or (B,): scales, input numbers, solve numbers, and
+    those of eps = point_x x + point_x0 x0, the noise of a point whose clean data are given.
+
+    c_in is None where it would be 1: a network that sees x as it is should not pay for it.
+    """
 
     alpha: Tensor
     sigma: Tensor
-    c_in: Tensor
+    c_in: Tensor | None
     c_time: Tensor
     x0_x: Tensor
     x0_y: Tensor
     eps_x: Tensor
     eps_y: Tensor
+    point_x: Tensor
+    point_x0: Tensor
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Level:
+        """The level with `f` applied to each of its numbers."""
+        return Level(*(c if c is None else f(c) for c in self))  # pyright: ignore[reportArgumentType]
 
 
 def _quarter_log_sigma(path: Path, t: Tensor) -> Tensor:
@@ -70,6 +81,48 @@ TIME_INPUTS: Mapping[str, Callable[[Path, Tensor], Tensor]] = {
     "log_snr": lambda path, t: path.log_snr(t).clamp(-40, 40),
     "index": _index,
 }
+
+
+@final
+@dataclass(frozen=True)
+class Reading:
+    """How a network's numbers are read, apart from its weights: its path, output kind, time input and input scaling."""
+
+    path: Path
+    kind: Kind
+    time: str = "t"
+    scale_input: bool = False
+
+    def level(
+        self,
+        t: Tensor,
+        *,
+        path: Path | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ) -> Level:
+        """The numbers of the levels at times `t` () or (B,), computed in float64, then cast and moved.
+
+        path: the path the points live on, if not the denoiser's own. Its point x then equals r times a point of the
+        denoiser's path of the same log-SNR, with r = sqrt((alpha^2 + sigma^2) / (alpha'^2 + sigma'^2)), and only the
+        numbers that multiply x change.
+        """
+        t = t.double()
+        scales = outer = self.path.scales(t)
+        c_in = None
+        if path is not None and path != self.path:
+            outer = path.scales(t)
+            t = self.path.time(path.log_snr(t))
+            scales = self.path.scales(t)
+            t = torch.where((t < -1e-9) | (t > 1 + 1e-9), torch.full_like(t, torch.nan), t.clamp(0, 1))
+        c0, c1, c2, c3 = self.kind.solve_row(scales)
+        if self.scale_input or self.kind.name == "edm":
+            c_in = (scales.sigma**2 + (scales.alpha * self.kind.sigma_data) ** 2).rsqrt()
+        if outer is not scales:
+            r = ((scales.alpha**2 + scales.sigma**2) / (outer.alpha**2 + outer.sigma**2)).sqrt()
+            c_in, c0, c2 = (r if c_in is None else c_in * r), c0 * r, c2 * r
+        a, s, c_time = outer.alpha, outer.sigma, TIME_INPUTS[self.time](self.path, t)
+        return Level(a, s, c_in, c_time, c0, c1, c2, c3, 1 / s, -a / s).map(lambda c: c.to(device=device, dtype=dtype))
 
 
 @final
@@ -104,15 +157,15 @@ class Denoiser:
             )
 
     @property
-    def scaled(self) -> bool:
-        """Whether the network sees c_in x rather than x."""
-        return self.scale_input or self.output.name == "edm"
-
-    @property
     def output(self) -> Kind:
         """The output kind, as a `Kind`."""
         assert isinstance(self.kind, Kind)
         return self.kind
+
+    @cached_property
+    def reading(self) -> Reading:
+        """Everything but the weights, hashable."""
+        return Reading(self.path, self.output, self.time, self.scale_input)
 
     def level(
         self,
@@ -122,35 +175,12 @@ class Denoiser:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str | None = None,
     ) -> Level:
-        """The numbers of the levels at times `t` () or (B,), computed in float64, then cast and moved.
-
-        path: the path the points live on, if not the denoiser's own. Its point x then equals r times a point of the
-        denoiser's path of the same log-SNR, with r = sqrt((alpha^2 + sigma^2) / (alpha'^2 + sigma'^2)), and only the
-        numbers that multiply x change.
-        """
-        t = t.double()
-        scales = outer = self.path.scales(t)
-        if path is not None and path != self.path:
-            outer = path.scales(t)
-            t = self.path.time(path.log_snr(t))
-            scales = self.path.scales(t)
-            t = torch.where((t < -1e-9) | (t > 1 + 1e-9), torch.full_like(t, torch.nan), t.clamp(0, 1))
-        r = (
-            ((scales.alpha**2 + scales.sigma**2) / (outer.alpha**2 + outer.sigma**2)).sqrt()
-            if outer is not scales
-            else 1.0
-        )
-        c0, c1, c2, c3 = self.output.solve_row(scales)
-        if self.scaled:
-            c_in = (scales.sigma**2 + (scales.alpha * self.output.sigma_data) ** 2).rsqrt()
-        else:
-            c_in = torch.ones_like(t)
-        numbers = (outer.alpha, outer.sigma, c_in * r, TIME_INPUTS[self.time](self.path, t), c0 * r, c1, c2 * r, c3)
-        return Level(*(c.to(device=device, dtype=dtype) for c in numbers))
+        """The numbers of the levels at times `t`; see `Reading.level`."""
+        return self.reading.level(t, path=path, dtype=dtype, device=device)
 
     def answer(self, x: Tensor, level: Level, cond: Mapping[str, Tensor]) -> Tensor:
         """The raw network output y, (B, *D)."""
-        x_in = expand(level.c_in, x) * x
+        x_in = x if level.c_in is None else expand(level.c_in, x) * x
         y = self.net(x_in, level.c_time, cond) if self.call is None else self.call(self.net, x_in, level.c_time, cond)
         if y.shape != x.shape:
             raise ShapeError(
@@ -165,8 +195,9 @@ class Denoiser:
         """The pair (x0, eps) at points x (B, *D) of the given level; differentiable."""
         y = self.answer(x, level, cond)
         y = y if y.dtype == x.dtype else y.to(x.dtype)
-        x0 = torch.addcmul(expand(level.x0_x, x) * x, expand(level.x0_y, x), y)
-        return Prediction(x0, lambda: torch.addcmul(expand(level.eps_x, x) * x, expand(level.eps_y, x), y))
+        level = level if level.alpha.ndim == 0 else level.map(lambda c: expand(c, x))
+        x0 = torch.addcmul(level.x0_x * x, level.x0_y, y)
+        return Prediction(x0, lambda: torch.addcmul(level.eps_x * x, level.eps_y, y))
 
     def __call__(self, x: Tensor, t: float | Tensor, cond: Cond | Mapping[str, Any] | None = None) -> Prediction:
         """For single calls: the pair at points x (B, *D) and times t () or (B,), with a checked condition."""

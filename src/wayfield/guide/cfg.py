@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -52,17 +53,18 @@ class CFG(Guidance):
         """2."""
         return 2
 
-    @property
-    def _other(self) -> Query:
-        return NULL if self.away == "null" else Query(self.away)
+    @cached_property
+    def _needs(self) -> tuple[Query, ...]:
+        other = NULL if self.away == "null" else Query(self.away)
+        return (COND,) if self.w == 1 else (other,) if self.w == 0 else (COND, other)
 
     def needs(self) -> tuple[Query, ...]:
         """One query at w = 1 and w = 0, else two."""
-        return (COND,) if self.w == 1 else (self._other,) if self.w == 0 else (COND, self._other)
+        return self._needs
 
     def __call__(self, ask: Ask, state: State) -> tuple[Prediction, State]:
         """See `Guidance`."""
-        answers = ask(*self.needs())
+        answers = ask(*self._needs)
         if len(answers) == 1:
             return answers[0], state
         c, u = answers

@@ -28,7 +28,7 @@ from wayfield.field.batching import Batching
 from wayfield.field.cond import Field, Schema
 from wayfield.field.denoiser import Denoiser
 from wayfield.guide import CFG, Plain
-from wayfield.sample import Checkpoint, sample
+from wayfield.sampling import Checkpoint, sample
 from wayfield.solve import (
     DDIM,
     DPM2M,
@@ -225,7 +225,7 @@ class Graphs:
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 def test_compiled_equals_eager_with_one_graph_per_plan(solver, monkeypatch):
-    import wayfield.sample as module
+    import wayfield.sampling.driver as module
 
     torch._dynamo.reset()
     graphs = Graphs()
@@ -392,7 +392,7 @@ import sys, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-from test_sample import LABELS, draw
+from test_sampling import LABELS, draw
 from wayfield.solve import Ancestral
 rank, world = dist.get_rank(), dist.get_world_size()
 mine = list(range(10))[rank::world]

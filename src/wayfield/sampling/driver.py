@@ -8,7 +8,6 @@ same noise in any batch.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -16,22 +15,23 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from wayfield import files
-from wayfield.core.errors import CheckpointError, DTypeError, NonFiniteError, ShapeError, SingularError
+from wayfield.core.errors import DTypeError, NonFiniteError, ShapeError
 from wayfield.core.grid import Grid
 from wayfield.core.noise import INITIAL, Address, Noise, SeededNoise
 from wayfield.core.predict import Prediction
-from wayfield.core.shapes import check_samples, leaves
+from wayfield.core.shapes import check_samples
 from wayfield.field.ask import Ask, Binding, Counts
 from wayfield.field.batching import Batching
 from wayfield.field.denoiser import Denoiser, Level
 from wayfield.guide.roles import Guidance, Plain
 from wayfield.progress import track
+from wayfield.sampling.resume import Checkpoint, Run, RunState, fingerprint, restore, save
+from wayfield.sampling.tables import level_rows, solver_rows
 from wayfield.solve.adaptive import Adaptive
 from wayfield.solve.ddim import DDIM
-from wayfield.solve.roles import Plan, Solver
+from wayfield.solve.roles import Solver
 
-__all__ = ["Checkpoint", "Result", "StepInfo", "sample"]
+__all__ = ["Result", "StepInfo", "sample"]
 
 
 class StepInfo(NamedTuple):
@@ -55,15 +55,6 @@ class Result:
     counts: Counts
     steps: int
     trajectory: Tensor | None = None
-
-
-@final
-@dataclass(frozen=True)
-class Checkpoint:
-    """Keep a run's state in `path` every so many steps; the same call then goes on where the file ends."""
-
-    path: str
-    every: int = 10
 
 
 def sample(
@@ -107,41 +98,18 @@ def sample(
     noise = noise or SeededNoise(seed, samples)
     x = _start(denoiser, grid, noise, shape, x, dtype, device)
     binding = Binding(fields, {"cond": cond, **(conds or {})}, len(x), device, batching or Batching.default(device))
-    binding.prepare(guidance.needs(), x)
+    binding.layout(guidance.needs(), x)  # every condition is checked before the first step
     with torch.no_grad():
         if isinstance(solver, Adaptive):
             return _adaptive(binding, solver, guidance, grid, x)
-        plan = solver.plan(grid)
-        run = _Run(binding, solver, guidance, grid, plan, _levels(fields, grid, plan, x), _rows(plan, grid, x), noise)
-        state = _State(0, x, solver.init(x), guidance.init(x), Counts(), [x] if record else [])
-        fingerprint = _fingerprint(run, x, record) if checkpoint else ""
-        if checkpoint:
-            state = _resume(checkpoint, fingerprint, state)
-        return _loop(run, state, record, callback, progress, compile, checkpoint, fingerprint)
-
-
-class _State(NamedTuple):
-    """Everything a run carries from step to step."""
-
-    i: int
-    x: Tensor
-    solver: Any
-    guidance: Any
-    counts: Counts
-    trajectory: list[Tensor]
-
-
-class _Run(NamedTuple):
-    """Everything that stays the same."""
-
-    binding: Binding
-    solver: Solver
-    guidance: Guidance
-    grid: Grid
-    plan: Plan
-    levels: list[tuple[dict[str, Level], ...]]
-    rows: list[Any]
-    noise: Noise
+        plan, rows = solver_rows(solver, grid, dtype, device)
+        run = Run(binding, solver, guidance, grid, plan, level_rows(fields, grid, plan, x), rows, noise)
+        state = RunState(0, x, solver.init(x), guidance.init(x), Counts(), [x] if record else [])
+        if checkpoint is not None:
+            run = run._replace(checkpoint=checkpoint, fingerprint=fingerprint(run, x, record))
+            state = restore(run, state)
+        unit = _compiled(compile if isinstance(compile, str) else "inductor") if compile else _step
+        return _loop(run, state, unit, record, callback, progress)
 
 
 def _step(
@@ -155,19 +123,20 @@ def _step(
 ) -> tuple[Tensor, Any, Any, Tensor, int, int]:
     """One pure step; the unit that is compiled. Guidance state is committed by the step's first evaluation."""
     binding, solver, guidance = run
-    asked: list[Ask] = []
-    states = [gstate]
+    calls = rows = 0
+    first = gstate
 
     def denoise(x: Tensor, k: int) -> Prediction:
+        nonlocal calls, rows, first
         ask = Ask(binding, x, levels[k])
         pred, new = guidance(ask, gstate)
-        asked.append(ask)
+        calls, rows = calls + ask.calls, rows + ask.rows
         if k == 0:
-            states[0] = new
+            first = new
         return pred
 
     x, state = solver.step(denoise, x, row, state, noise, len(levels))
-    return x, state, states[0], x.sum(), sum(a.calls for a in asked), sum(a.rows for a in asked)
+    return x, state, first, x.sum(), calls, rows
 
 
 @functools.cache
@@ -176,36 +145,34 @@ def _compiled(backend: str) -> Callable[..., Any]:
 
 
 def _loop(
-    run: _Run,
-    s: _State,
+    run: Run,
+    s: RunState,
+    unit: Callable[..., Any],
     record: bool,
     callback: Callable[[StepInfo], None] | None,
     progress: bool,
-    compile: bool | str,
-    checkpoint: Checkpoint | None,
-    fingerprint: str,
 ) -> Result:
-    unit = _compiled(compile if isinstance(compile, str) else "inductor") if compile else _step
-    fixed = (run.binding, run.solver, run.guidance)
-    grid, n, B = run.grid, run.grid.steps, run.binding.batch
+    fixed, grid, n, every = (run.binding, run.solver, run.guidance), run.grid, run.grid.steps, None
+    if run.checkpoint is not None:
+        every = run.checkpoint.every
+    branches = run.binding.batch * run.guidance.branches
+    first, x, state, gstate, counts, trajectory = s
+    calls, rows, skipped = counts
     sums: list[Tensor] = []
-    first = s.i
     for i in track(range(first, n), "sampling", on=progress):
-        noise = tuple(_drawn(run.noise, s.x, Address(i, k, grid.t[i], grid.t[i + 1])) for k in range(run.plan.draws[i]))
-        x, sstate, gstate, total, calls, rows = unit(
-            fixed, s.x, run.rows[i], run.levels[i], noise, s.solver, s.guidance
-        )
+        levels = run.levels[i]
+        noise = _draws(run, i, x) if run.plan.draws[i] else ()
+        x, state, gstate, total, c, r = unit(fixed, x, run.rows[i], levels, noise, state, gstate)
         sums.append(total)
-        full = B * run.guidance.branches * len(run.levels[i])
-        s = _State(i + 1, x, sstate, gstate, s.counts.plus(Counts(calls, rows, full - rows)), s.trajectory)
+        calls, rows, skipped = calls + c, rows + r, skipped + branches * len(levels) - r
         if record:
-            s.trajectory.append(x)
+            trajectory.append(x)
         if callback is not None:
-            callback(StepInfo(i + 1, n, grid.t[i + 1], x, s.counts))
-        if checkpoint is not None and (i + 1) % checkpoint.every == 0 and i + 1 < n:
-            _save(checkpoint, fingerprint, s)
+            callback(StepInfo(i + 1, n, grid.t[i + 1], x, Counts(calls, rows, skipped)))
+        if every and (i + 1) % every == 0 and i + 1 < n:
+            save(run, RunState(i + 1, x, state, gstate, Counts(calls, rows, skipped), trajectory))
     _check_finite(sums, first, grid)
-    return Result(s.x, s.counts, n, torch.stack(s.trajectory) if record else None)
+    return Result(x, Counts(calls, rows, skipped), n, torch.stack(trajectory) if record else None)
 
 
 def _start(
@@ -240,47 +207,11 @@ def _start(
     return x
 
 
-def _levels(fields: Mapping[str, Denoiser], grid: Grid, plan: Plan, x: Tensor) -> list[tuple[dict[str, Level], ...]]:
-    """For every step and evaluation, the level's numbers of every network, as 0-dim tensors on the device."""
-    flat = torch.tensor([t for times in plan.times for t in times], dtype=torch.float64)
-    per_net: dict[str, list[Level]] = {}
-    for name, denoiser in fields.items():
-        table = torch.stack(denoiser.level(flat, path=grid.path), 1)
-        bad = ~table.isfinite().all(1)
-        if bool(bad.any()):
-            t = float(flat[bad][0])
-            raise SingularError(
-                f"{denoiser.output.name!r} prediction of network {name!r}",
-                got=f"t = {t:g} on {grid.path!r}",
-                expected="a level with signal and noise",
-                remedy="Start or end the grid elsewhere, e.g. karras(), or use a model that predicts v, edm or x0.",
-            )
-        per_net[name] = [Level(*row.unbind()) for row in table.to(device=x.device, dtype=x.dtype).unbind()]
-    each = iter(range(len(flat)))
-    return [
-        tuple({name: rows[k] for name, rows in per_net.items()} for k in [next(each) for _ in times])
-        for times in plan.times
-    ]
-
-
-def _rows(plan: Plan, grid: Grid, x: Tensor) -> list[Any]:
-    """The solver's coefficients, one NamedTuple of 0-dim tensors per step."""
-    table = torch.stack(tuple(plan.rows), 1)
-    bad = ~table.isfinite().all(1)
-    if bool(bad.any()):
-        i = int(bad.nonzero()[0])
-        raise SingularError(
-            "solver coefficients",
-            got=f"step {i}, t = {grid.t[i]:g} to {grid.t[i + 1]:g} on {grid.path!r}",
-            expected="finite numbers",
-            remedy="Choose another end of the grid, or a solver that works in sigma/alpha.",
-        )
-    make = type(plan.rows)
-    return [make(*row.unbind()) for row in table.to(device=x.device, dtype=x.dtype).unbind()]
-
-
-def _drawn(noise: Noise, x: Tensor, at: Address) -> Tensor:
-    return noise.draw(x.shape[1:], at).to(device=x.device, dtype=x.dtype, non_blocking=True)
+def _draws(run: Run, i: int, x: Tensor) -> tuple[Tensor, ...]:
+    """The noises of step i, (B, *D) each."""
+    t, s = run.grid.t[i], run.grid.t[i + 1]
+    drawn = [run.noise.draw(x.shape[1:], Address(i, k, t, s)) for k in range(run.plan.draws[i])]
+    return tuple(z.to(device=x.device, dtype=x.dtype, non_blocking=True) for z in drawn)
 
 
 def _adaptive(binding: Binding, solver: Adaptive, guidance: Guidance, grid: Grid, x: Tensor) -> Result:
@@ -311,66 +242,3 @@ def _check_finite(sums: list[Tensor], first: int, grid: Grid) -> None:
             expected="finite points",
             remedy="Check the network there, lower the guidance scale, or use float32.",
         )
-
-
-def _fingerprint(run: _Run, x: Tensor, record: bool) -> str:
-    """What a saved state belongs to: the whole call but for the networks' weights."""
-    given = {
-        k: {n: v.tolist() if isinstance(v, Tensor) else v for n, v in (c or {}).items()}
-        for k, c in run.binding.given.items()
-    }
-    text = repr(
-        (
-            run.grid.path,
-            run.grid.t,
-            run.solver,
-            run.guidance,
-            run.noise,
-            tuple(x.shape),
-            str(x.dtype),
-            given,
-            sorted(run.binding.nets),
-            record,
-        )
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _save(checkpoint: Checkpoint, fingerprint: str, s: _State) -> None:
-    tensors = dict(leaves({"x": s.x, "solver": s.solver, "guidance": s.guidance, "trajectory": s.trajectory}))
-    files.write(
-        checkpoint.path,
-        tensors,
-        {"kind": "sampling", "fingerprint": fingerprint, "step": s.i, "counts": list(s.counts)},
-    )
-
-
-def _resume(checkpoint: Checkpoint, fingerprint: str, s: _State) -> _State:
-    """The saved state if there is one; raises CheckpointError if it belongs to another run."""
-    try:
-        tensors, record = files.read(checkpoint.path)
-    except CheckpointError as error:
-        if error.got == "no such file":
-            return s
-        raise
-    if record.get("fingerprint") != fingerprint:
-        raise CheckpointError(
-            f"file {checkpoint.path!r}",
-            got="the state of another run",
-            expected="the same grid, solver, guidance, seed and conditions",
-            remedy="Delete it, or choose another path.",
-        )
-    tensors = {k: v.to(s.x.device) for k, v in tensors.items()}
-
-    def fill(name: str, like: Any) -> Any:
-        return tensors[name] if isinstance(like, Tensor) else tuple(fill(f"{name}.{k}", v) for k, v in enumerate(like))
-
-    n = sum(k.startswith("trajectory.") for k in tensors)
-    return _State(
-        record["step"],
-        tensors["x"],
-        fill("solver", s.solver),
-        fill("guidance", s.guidance),
-        Counts(*record["counts"]),
-        [tensors[f"trajectory.{k}"] for k in range(n)],
-    )

@@ -1,0 +1,1 @@
+"""Recipes: the small honest experiment of each method, read top to bottom: data, model, baseline, metric, verdict."""

@@ -1,0 +1,85 @@
+"""The numbers of a run, laid out once: levels of every network and coefficients of the solver, per step.
+
+They depend on frozen descriptions alone (grid, solver, how a network is read), not on weights or data. So they are kept
+for the next run on the same grid; they are never written to.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wayfield.core.errors import SingularError
+from wayfield.core.grid import Grid
+from wayfield.field.denoiser import Denoiser, Level, Reading
+from wayfield.solve.roles import Plan, Solver
+
+__all__ = ["level_rows", "solver_rows"]
+
+_KEPT = 32
+
+
+def level_rows(fields: Mapping[str, Denoiser], grid: Grid, plan: Plan, x: Tensor) -> list[tuple[dict[str, Level], ...]]:
+    """For every step and evaluation, the level's numbers of every network, as 0-dim tensors on the device.
+
+    Raises SingularError if a network's answer says nothing about x0 at some level, or a level is beyond its path.
+    """
+    per_net = {name: _levels(name, d.reading, grid, plan.times, x.dtype, x.device) for name, d in fields.items()}
+    at = iter([dict(zip(per_net, rows, strict=True)) for rows in zip(*per_net.values(), strict=True)])
+    return [tuple(next(at) for _ in times) for times in plan.times]
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def solver_rows(solver: Solver, grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Plan, list[Any]]:
+    """The plan and its coefficients, one NamedTuple of 0-dim tensors per step. Raises SingularError unless finite."""
+    plan = solver.plan(grid)
+    i = _first_not_finite(plan.rows)
+    if i is not None:
+        raise SingularError(
+            "solver coefficients",
+            got=f"step {i}, t = {grid.t[i]:g} to {grid.t[i + 1]:g} on {grid.path!r}",
+            expected="finite numbers",
+            remedy="Choose another end of the grid, or a solver that works in sigma/alpha.",
+        )
+    return plan, _rows(plan.rows, dtype, device)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _levels(
+    name: str,
+    reading: Reading,
+    grid: Grid,
+    times: tuple[tuple[float, ...], ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Level]:
+    flat = torch.tensor([t for each in times for t in each], dtype=torch.float64)
+    levels = reading.level(flat, path=grid.path)
+    bad = _first_not_finite(levels)
+    if bad is not None:
+        raise SingularError(
+            f"{reading.kind.name!r} prediction of network {name!r}",
+            got=f"t = {float(flat[bad]):g} on {grid.path!r}",
+            expected="a level with signal and noise",
+            remedy="Start or end the grid elsewhere, e.g. karras(), or use a model that predicts v, edm or x0.",
+        )
+    return _rows(levels, dtype, device)
+
+
+def _first_not_finite(columns: tuple[Tensor | None, ...]) -> int | None:
+    table = torch.stack([c for c in columns if c is not None])
+    bad = (~table.isfinite().all(0)).nonzero()
+    return int(bad[0]) if len(bad) else None
+
+
+def _rows(columns: Any, dtype: torch.dtype, device: torch.device) -> list[Any]:
+    """A NamedTuple of columns (N,), or None, as N NamedTuples of 0-dim tensors."""
+    table = torch.stack([c for c in columns if c is not None]).to(device=device, dtype=dtype)
+    parts = iter(table)
+    cells = [repeat(None) if c is None else next(parts).unbind() for c in columns]
+    return [type(columns)(*row) for row in zip(*cells, strict=False)]
