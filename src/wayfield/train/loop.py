@@ -1,0 +1,209 @@
+"""The training loop: batch, loss, gradient, step, average; stopped at any moment, resumed to the bit.
+
+    for i = 0 .. steps - 1:
+        x0, cond, t, eps = draw(i)                         what this process owns of the global batch, `train.batches`
+        loss   = sum_k loss_k / batch                      `train.losses`, (B,) -> ()
+        g      = grad loss, averaged over processes, clipped
+        theta  = AdamW(theta, g, lr(i))
+        theta_ = average(theta_, theta)                    `train.ema`
+
+Batch i is a pure function of (seed, i) and the state is one file (`train.state`), so a run that was killed equals the
+uninterrupted one bit for bit on one process (same machine, same number of threads), and a run on W processes equals it
+up to the order of sums. A network that draws its own random numbers (dropout) is outside of this promise. The device is
+read every log_every steps only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import final
+
+import torch
+from torch import Tensor
+
+from wayfield.core.errors import ConditionError, DTypeError, RangeError, ShapeError
+from wayfield.data.dataset import Dataset
+from wayfield.field.denoiser import Denoiser
+from wayfield.progress import track
+from wayfield.train.batches import draw, share_of
+from wayfield.train.config import TrainConfig, learning_rate
+from wayfield.train.ema import PowerEMA
+from wayfield.train.engine import Engine, start_engine
+from wayfield.train.journal import Journal, check_finite, window_mean
+from wayfield.train.losses import denoising_loss
+from wayfield.train.posthoc import Snapshot, write_snapshot
+from wayfield.train.state import State, identity_of, load, new_state, save, sweep
+
+__all__ = ["Fit", "fit", "with_weights"]
+
+Log = Callable[[Mapping[str, float]], None]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A training's result.
+
+    denoiser: with the averaged weights, in a network of its own (the raw one if there is no average) / raw: the network
+    that was trained, in place / average: state of config.ema, for its other tracks / step: steps done /
+    loss: mean over the last window of log_every steps / seconds: of this call.
+    """
+
+    denoiser: Denoiser
+    raw: Denoiser
+    average: Mapping[str, Tensor]
+    step: int
+    loss: float
+    seconds: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What every step reads. denoiser: its net is wrapped by the engine; state.net is the bare one."""
+
+    denoiser: Denoiser
+    dataset: Dataset
+    config: TrainConfig
+    engine: Engine
+    state: State
+    folder: FilePath | None
+    identity: Mapping[str, str]
+
+
+def fit(
+    denoiser: Denoiser,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    log: Log | None = None,
+    stop_at: int | None = None,
+) -> Fit:
+    """Train `denoiser.net` in place.
+
+    dataset: samples (N, *D) with at least the denoiser's conditions / out: folder of the checkpoint, log and snapshots,
+    None = keep nothing / resume: go on from the checkpoint in `out`, if any; False starts again and overwrites it /
+    progress: show a bar / log: called with each line of the log / stop_at: stop, and save, at that step.
+    Raises CheckpointError if `out` holds another run, NonFiniteError naming the step if the loss or gradient breaks,
+    ShapeError or ConditionError if data and denoiser do not fit, RangeError if there are more processes than samples.
+    """
+    clock = time.perf_counter()
+    _check(denoiser, dataset, config)
+    engine = start_engine(next(p.device for p in denoiser.net.parameters() if p.requires_grad))
+    if engine.world > config.batch:
+        remedy = "Start fewer processes."
+        raise RangeError("batch", got=f"{config.batch} on {engine.world} processes", expected="one each", remedy=remedy)
+    denoiser.to(engine.device)
+    folder, state = None if out is None else FilePath(out), new_state(denoiser.net, config)
+    identity = identity_of(denoiser, dataset, config)
+    start = 0 if folder is None or not resume else load(folder, state, identity)
+    stop = config.steps if stop_at is None else min(stop_at, config.steps)
+    engine.wait()  # nobody may replace the checkpoint before all have read it
+    wrapped = replace(denoiser, net=engine.wrap(denoiser.net))
+    run = _Run(wrapped, dataset, config, engine, state, folder, identity)
+    _loop(run, start, stop, log, progress and engine.main)
+    engine.wait()
+    done = max(start, stop)
+    averaged = denoiser if config.ema is None else with_weights(denoiser, config.ema.read(state.average))
+    loss = window_mean(state.meter.cpu(), done)[0] if done else math.nan
+    return Fit(averaged, denoiser, state.average, done, loss, time.perf_counter() - clock)
+
+
+def with_weights(denoiser: Denoiser, tensors: Mapping[str, Tensor]) -> Denoiser:
+    """The same denoiser around a copy of its network that holds `tensors`, a state_dict; ready to sample from."""
+    net = copy.deepcopy(denoiser.net)
+    net.load_state_dict(dict(tensors))
+    return replace(denoiser, net=net.eval().requires_grad_(False))
+
+
+def _loop(run: _Run, start: int, stop: int, log: Log | None, progress: bool) -> None:
+    writes = run.folder if run.engine.main else None
+    if writes is not None:
+        writes.mkdir(parents=True, exist_ok=True)
+        sweep(writes)
+    journal = Journal(writes, run.config, start, log if run.engine.main else None)
+    run.state.net.train()
+    try:
+        for step in track(range(start, stop), "training", on=progress):
+            _update(run, step)
+            _keep(run, journal, writes, step + 1, last=step + 1 == stop)
+    finally:
+        run.state.net.eval()
+
+
+def _update(run: _Run, step: int) -> None:
+    """One step of the algorithm above, in place; nothing is read from the device."""
+    config, engine, state, denoiser = run.config, run.engine, run.state, run.denoiser
+    batch = draw(
+        run.dataset, denoiser.schema, denoiser.path, config, step, share_of(config.batch, engine.rank, engine.world)
+    )
+    x0, eps = engine.place(batch.x0), engine.place(batch.eps)
+    cond = {name: engine.place(v) for name, v in batch.cond.items()}
+    bf16 = config.precision == "bf16"
+    with torch.autocast(engine.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        losses = denoising_loss(denoiser, x0, cond, batch.t, eps, weight=config.weight)
+    # engines average gradients over processes; times `world`, the average is the gradient of the global mean
+    loss = losses.sum() * (engine.world / config.batch)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    limit = math.inf if config.clip is None else config.clip
+    norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), limit)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    state.optimizer.step()
+    if config.ema is not None:
+        seen = (step + 1) * config.batch
+        config.ema.update(state.average, state.net.state_dict(), seen=seen, batch=config.batch)
+    state.meter[:, step % config.log_every] = torch.stack([loss.detach(), norm])
+
+
+def _keep(run: _Run, journal: Journal, writes: FilePath | None, done: int, *, last: bool) -> None:
+    """After `done` steps: read the meter, log, save, when it is time to."""
+    config, state = run.config, run.state
+    logs = done % config.log_every == 0 or done == config.steps
+    saves = done % config.save_every == 0 or last
+    snaps = config.snapshot_every and done % config.snapshot_every == 0
+    if not (logs or saves or snaps):
+        return
+    state.meter.copy_(run.engine.mean(state.meter))
+    meter = state.meter.cpu()
+    check_finite(meter, done)
+    if logs:
+        journal.line(meter, done)
+    if writes is None:
+        return
+    if saves:
+        save(writes, state, done, run.identity)
+    if snaps and isinstance(config.ema, PowerEMA):
+        for width, name in zip(config.ema.widths, config.ema.tracks, strict=True):
+            kept = Snapshot(done * config.batch, width, config.ema.read(state.average, name))
+            write_snapshot(writes / "snapshots", kept)
+
+
+def _check(denoiser: Denoiser, dataset: Dataset, config: TrainConfig) -> None:
+    if not any(p.requires_grad for p in denoiser.net.parameters()):
+        remedy = "Call requires_grad_(True) on what should learn."
+        raise DTypeError("network to train", got="no trainable parameter", expected="some", remedy=remedy)
+    if denoiser.shape is not None and denoiser.shape != dataset.shape:
+        remedy = "Build the network for this data."
+        raise ShapeError("samples of the dataset", got=dataset.shape, expected=denoiser.shape, remedy=remedy)
+    for name, field in denoiser.schema.fields.items():
+        if dataset.schema.fields.get(name) != field:
+            got, remedy = dataset.schema.fields.get(name), "Give the denoiser the dataset's schema."
+            raise ConditionError(f"condition {name!r} of the dataset", got=got, expected=field, remedy=remedy)
+    if config.drop and denoiser.schema.fields and denoiser.schema.null is None:
+        got, remedy = f"drop = {config.drop}, no null condition", "Set drop = 0, or give the schema a null."
+        raise ConditionError("label dropping", got=got, expected="a null condition", remedy=remedy)
+    if config.snapshot_every and not isinstance(config.ema, PowerEMA):
+        got, remedy = repr(config.ema), "Set ema = PowerEMA(), or snapshot_every = 0."
+        raise DTypeError("average of a run with snapshots", got=got, expected="PowerEMA", remedy=remedy)

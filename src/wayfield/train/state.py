@@ -1,0 +1,135 @@
+"""The state of a training and its one file on disk: everything that the next step depends on, and nothing else.
+
+A run that is killed at any moment must go on as if nothing had happened. The checkpoint holds the network, its
+averages, AdamW's moments and the latest losses as named tensors; randomness needs no state (`train.batches`). It is
+replaced atomically (`wayfield.files`), so a reader finds the old state or the new one, whole.
+
+    net/NAME   ema/TRACK/NAME   adam/NAME/{step, exp_avg, exp_avg_sq}   meter (2, log_every)
+    record: {"format", "version", "step", "identity"}
+
+identity: what a resumed run must agree on, as texts by name; a difference is refused and named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from wayfield import files
+from wayfield.core.errors import CheckpointError
+from wayfield.data.dataset import Dataset
+from wayfield.field.denoiser import Denoiser
+from wayfield.train.config import TrainConfig
+
+__all__ = ["CHECKPOINT", "State", "identity_of", "load", "new_state", "save", "sweep"]
+
+CHECKPOINT = "checkpoint.safetensors"
+_FORMAT, _VERSION = "wayfield.checkpoint", 1
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class State:
+    """What a training changes, in place. net: bare, not wrapped by an engine / average: state of the config's average,
+    empty if none / meter: loss and gradient norm of the latest log_every steps, on the device, (2, log_every);
+    column = step mod log_every.
+    """
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    meter: Tensor
+
+
+def new_state(net: nn.Module, config: TrainConfig) -> State:
+    """The state before the first step. Weight decay falls on parameters of two and more axes."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    # fused: one pass over all parameters, and several times faster than the default for small networks
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+    average = {} if config.ema is None else config.ema.init(net.state_dict())
+    return State(net, optimizer, average, torch.zeros((2, config.log_every), device=trained[0].device))
+
+
+def identity_of(denoiser: Denoiser, dataset: Dataset, config: TrainConfig) -> dict[str, str]:
+    """What a checkpoint belongs to: settings, denoiser, shapes of the network, data by its first samples."""
+    x0, cond = dataset.batch(range(min(len(dataset), 64)))
+    first = {"x0": x0} | {f"cond/{k}": v for k, v in cond.items()}
+    shapes = "; ".join(f"{k} {tuple(v.shape)}" for k, v in denoiser.net.state_dict().items())
+    parts = {name: repr(getattr(denoiser, name)) for name in ("path", "kind", "time", "scale_input", "schema")}
+    parts["network"] = f"{type(denoiser.net).__name__} {files.digest({}, shapes)[:16]}"
+    parts["data"] = f"{len(dataset)} x {dataset.shape} {files.digest(first, '')[:16]}"
+    return config.identity() | parts
+
+
+def save(folder: FilePath, state: State, step: int, identity: Mapping[str, str]) -> None:
+    """Replace the checkpoint in `folder` by this state after `step` steps."""
+    tensors = {f"net/{k}": v for k, v in state.net.state_dict().items()}
+    tensors |= {f"ema/{k}": v for k, v in state.average.items()}
+    for name, parameter in state.net.named_parameters():
+        tensors |= {f"adam/{name}/{k}": v for k, v in state.optimizer.state.get(parameter, {}).items()}
+    tensors["meter"] = state.meter
+    record = {"format": _FORMAT, "version": _VERSION, "step": step, "identity": dict(identity)}
+    files.write(folder / CHECKPOINT, tensors, record)
+
+
+def load(folder: FilePath, state: State, identity: Mapping[str, str]) -> int:
+    """Fill `state` in place from the checkpoint in `folder` and return its step; 0, untouched, if there is none.
+
+    Raises CheckpointError if the file is damaged, not a checkpoint, or of another run: the differences are named.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return 0
+    tensors, record = files.read(path)
+    if (record.get("format"), record.get("version")) != (_FORMAT, _VERSION):
+        got = f"{record.get('format')!r} version {record.get('version')!r}"
+        expected, remedy = f"{_FORMAT!r} version {_VERSION}", "Give an empty folder."
+        raise CheckpointError(f"file {os.fspath(path)!r}", got=got, expected=expected, remedy=remedy)
+    _check_identity(path, record["identity"], identity)
+    state.net.load_state_dict(_under(tensors, "net/"))
+    for k, v in _under(tensors, "ema/").items():
+        state.average[k].copy_(v)
+    state.meter.copy_(tensors["meter"])
+    _load_moments(state, tensors)
+    return record["step"]
+
+
+def sweep(folder: FilePath) -> None:
+    """Remove what a killed process left of half-written checkpoints."""
+    for path in folder.glob(f".{CHECKPOINT}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _load_moments(state: State, tensors: Mapping[str, Tensor]) -> None:
+    """AdamW's moments, through its own loader, which knows what lives on which device."""
+    names = {parameter: name for name, parameter in state.net.named_parameters()}
+    plain = state.optimizer.state_dict()
+    order = [p for group in state.optimizer.param_groups for p in group["params"]]
+    moments = {i: _under(tensors, f"adam/{names[p]}/") for i, p in enumerate(order)}
+    plain["state"] = {i: m for i, m in moments.items() if m}
+    state.optimizer.load_state_dict(plain)
+
+
+def _check_identity(path: FilePath, kept: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    differ = sorted(k for k in kept.keys() | wanted.keys() if kept.get(k) != wanted.get(k))
+    if differ:
+        got = ", ".join(f"{k} = {kept.get(k)}" for k in differ)
+        expected = ", ".join(f"{k} = {wanted.get(k)}" for k in differ)
+        remedy = "Give another folder, the run's own settings, or resume=False to overwrite it."
+        raise CheckpointError(
+            f"checkpoint {os.fspath(path)!r} of another run", got=got, expected=expected, remedy=remedy
+        )
