@@ -7,6 +7,7 @@ with, or of another kind.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -62,11 +63,8 @@ def digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         v = tensors[name].detach().cpu().contiguous()
         h.update(f"{name}|{v.dtype}|{tuple(v.shape)}|".encode())
-        h.update(
-            bytes(v.reshape(-1).view(torch.uint8).untyped_storage())[v.storage_offset() * v.element_size() :][
-                : v.numel() * v.element_size()
-            ]
-        )
+        raw = v.reshape(-1).view(torch.uint8)
+        h.update(ctypes.string_at(raw.data_ptr(), raw.numel()))
     return h.hexdigest()
 
 

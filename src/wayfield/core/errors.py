@@ -95,8 +95,9 @@ class NonFiniteError(WayfieldError, ArithmeticError):
 def unknown_name(table: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for a name that is not in `table`, with the nearest known name as the remedy."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Choose one of: {', '.join(names)}."
+    folded = {n.lower(): n for n in names}
+    near = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.4)
+    hint = f"Did you mean {folded[near[0]]!r}?" if near else f"Choose one of: {', '.join(names)}."
     return UnknownNameError(
         f"unknown {table}", got=repr(name), expected=f"one of {len(names)} known names", remedy=hint
     )
