@@ -20,6 +20,7 @@ from wayfield.core.errors import (
     ShapeError,
     SingularError,
     UnknownNameError,
+    UnsupportedError,
 )
 from wayfield.core.noise import BrownianNoise, RecordingNoise, ReplayNoise, SeededNoise
 from wayfield.core.path import EDM, VP, Straight, Trig
@@ -385,6 +386,10 @@ def test_bad_input():
         sample(den, GRID, cond={"label": 1}, guidance=CFG(2.0))
     with pytest.raises(RangeError):
         draw(samples=0)
+    with pytest.raises(UnsupportedError, match="checkpoint"):
+        draw(solver=Adaptive(), checkpoint=Checkpoint("x"))
+    with pytest.raises(RangeError):
+        Checkpoint("x", every=0)
 
 
 WORKER = """

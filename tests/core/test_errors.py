@@ -17,6 +17,7 @@ BUILTIN = {
     "ShapeError": ValueError,
     "SingularError": ArithmeticError,
     "UnknownNameError": KeyError,
+    "UnsupportedError": ValueError,
 }
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "ShapeError",
     "SingularError",
     "UnknownNameError",
+    "UnsupportedError",
     "WayfieldError",
     "unknown_name",
 ]
@@ -76,6 +77,10 @@ class ConditionError(WayfieldError, ValueError):
     """A condition does not fit the model's schema, or the model lacks one that is needed."""
 
 
+class UnsupportedError(WayfieldError, ValueError):
+    """Two choices that each exist but do not go together."""
+
+
 class UnknownNameError(WayfieldError, KeyError):
     """A name is not in the table it was looked up in."""
 
@@ -97,7 +102,10 @@ def unknown_name(table: str, name: str, known: Iterable[str]) -> UnknownNameErro
     names = sorted(known)
     folded = {n.lower(): n for n in names}
     near = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.4)
-    hint = f"Did you mean {folded[near[0]]!r}?" if near else f"Choose one of: {', '.join(names)}."
+    if near:
+        hint = f"Did you mean {folded[near[0]]!r}?"
+    else:
+        hint = f"Choose one of: {', '.join(names)}." if names else "There are none here."
     return UnknownNameError(
         f"unknown {table}", got=repr(name), expected=f"one of {len(names)} known names", remedy=hint
     )

@@ -12,13 +12,16 @@ Reference: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UC
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from wayfield.core.errors import MissingExtraError, unknown_name
 from wayfield.data.dataset import InMemory
 from wayfield.field.cond import Field, Schema
 
-__all__ = ["SCHEMA", "digits", "test", "train"]
+__all__ = ["SCHEMA", "digits", "svm", "test", "train"]
 
 SCHEMA = Schema({"label": Field(values=11)}, null={"label": 10})
 _FOLD = 5
@@ -56,3 +59,18 @@ def train() -> InMemory:
 def test() -> InMemory:
     """One fifth of each class, 355 pictures."""
     return digits("test")
+
+
+def svm() -> Callable[[Tensor], Tensor]:
+    """A support vector machine trained on all real digits: pictures (N, 1, 8, 8) to classes (N,). A judge unlike any
+    network.
+
+    The kernel width is that of gamma = 0.001 on pixels 0..16, 97 % accurate in cross-validation. Raises
+    MissingExtraError.
+    """
+    real = digits()
+    from sklearn.svm import SVC
+
+    machine = SVC(gamma=0.001 * 8**2)  # pyright: ignore[reportArgumentType]
+    machine.fit(real.x.flatten(1).numpy(), real.cond["label"].numpy())
+    return lambda x: torch.as_tensor(machine.predict(x.detach().cpu().flatten(1).numpy()))

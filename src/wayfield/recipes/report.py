@@ -51,9 +51,9 @@ def at_least(name: str, value: float, bar: float) -> Criterion:
 class Report:
     """The outcome of a recipe.
 
-    method: its name in the registry / claim: one sentence / criteria: at least one / per_seed: one mapping of figures for
-    each seed / seconds: of the whole recipe / pictures: file names in the folder of the report / passed: all criteria
-    passed. Raises RangeError without criteria.
+    method: its name in the registry / claim: one sentence / criteria: at least one / per_seed: one mapping of figures
+    for each seed / seconds: of the whole recipe / pictures: file names in the folder of the report / passed: all
+    criteria passed. Raises RangeError without criteria.
     """
 
     method: str
@@ -71,7 +71,9 @@ class Report:
         object.__setattr__(self, "passed", all(c.passed for c in self.criteria))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values under exactly the keys that scripts may count on; numbers that are not finite become null."""
+        """Plain JSON values under exactly the keys that scripts may count on; numbers that are not finite become
+        null.
+        """
         out = {
             "method": self.method,
             "claim": self.claim,

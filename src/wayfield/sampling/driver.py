@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from wayfield.core.errors import DTypeError, NonFiniteError, ShapeError
+from wayfield.core.errors import DTypeError, NonFiniteError, ShapeError, UnsupportedError
 from wayfield.core.grid import Grid
 from wayfield.core.noise import INITIAL, Address, Noise, SeededNoise
 from wayfield.core.predict import Prediction
@@ -101,6 +101,11 @@ def sample(
     binding.layout(guidance.needs(), x)  # every condition is checked before the first step
     with torch.no_grad():
         if isinstance(solver, Adaptive):
+            asked = {"record": record, "callback": callback, "compile": compile, "checkpoint": checkpoint}
+            if any(asked.values()):
+                got = [k for k, v in asked.items() if v]
+                remedy = "Its steps belong to each sample; use a solver with a fixed grid for that."
+                raise UnsupportedError("adaptive solver", got=got, expected="none of these options", remedy=remedy)
             return _adaptive(binding, solver, guidance, grid, x)
         plan, rows = solver_rows(solver, grid, dtype, device)
         run = Run(binding, solver, guidance, grid, plan, level_rows(fields, grid, plan, x), rows, noise)

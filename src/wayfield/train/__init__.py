@@ -3,15 +3,18 @@
 from wayfield.train.config import TrainConfig, learning_rate
 from wayfield.train.ema import EMA, Average, HalfLifeEMA, PowerEMA
 from wayfield.train.levels import Levels, LogitNormal, LogNormal, Shifted, Uniform
-from wayfield.train.loop import Fit, fit, with_weights
+from wayfield.train.loop import Fit, fit
 from wayfield.train.losses import Weight, denoising_loss, drop_labels
 from wayfield.train.posthoc import Snapshot, read_snapshots, synthesise
 from wayfield.train.run import setup, train
 from wayfield.train.spec import denoiser_from, denoiser_spec
+from wayfield.train.task import Classifying, Denoising, Task
 
 __all__ = [
     "EMA",
     "Average",
+    "Classifying",
+    "Denoising",
     "Fit",
     "HalfLifeEMA",
     "Levels",
@@ -20,6 +23,7 @@ __all__ = [
     "PowerEMA",
     "Shifted",
     "Snapshot",
+    "Task",
     "TrainConfig",
     "Uniform",
     "Weight",
@@ -33,5 +37,4 @@ __all__ = [
     "setup",
     "synthesise",
     "train",
-    "with_weights",
 ]

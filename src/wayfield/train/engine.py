@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from wayfield.core.errors import MissingExtraError
+from wayfield.core.errors import MissingExtraError, UnsupportedError
 
 __all__ = ["Engine", "processes", "start_engine"]
 
@@ -72,5 +72,9 @@ def start_engine(device: torch.device) -> Engine:
         remedy = 'Run: pip install "wayfield[train]", or start a single process.'
         got = "several processes, no accelerate"
         raise MissingExtraError("training", got=got, expected="accelerate >= 1.2", remedy=remedy) from error
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    if accelerator.num_processes != processes():
+        remedy = "Start with `accelerate launch`, or torchrun with a backend that accelerate knows."
+        got = f"{accelerator.num_processes} joined of {processes()} started"
+        raise UnsupportedError("processes", got=got, expected="all of them", remedy=remedy)
     return Engine(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)

@@ -2,7 +2,7 @@
 
     for i = 0 .. steps - 1:
         x0, cond, t, eps = draw(i)                         what this process owns of the global batch, `train.batches`
-        loss   = sum_k loss_k / batch                      `train.losses`, (B,) -> ()
+        loss   = sum_k loss_k / batch                      `train.task`, (B,) -> ()
         g      = grad loss, averaged over processes, clipped
         theta  = AdamW(theta, g, lr(i))
         theta_ = average(theta_, theta)                    `train.ema`
@@ -16,12 +16,11 @@ read every log_every steps only.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import final
 
@@ -32,16 +31,16 @@ from wayfield.core.errors import ConditionError, DTypeError, RangeError, ShapeEr
 from wayfield.data.dataset import Dataset
 from wayfield.field.denoiser import Denoiser
 from wayfield.progress import track
-from wayfield.train.batches import draw, share_of
+from wayfield.train.batches import Batch, draw, share_of
 from wayfield.train.config import TrainConfig, learning_rate
 from wayfield.train.ema import PowerEMA
 from wayfield.train.engine import Engine, start_engine
 from wayfield.train.journal import Journal, check_finite, window_mean
-from wayfield.train.losses import denoising_loss
 from wayfield.train.posthoc import Snapshot, write_snapshot
 from wayfield.train.state import State, identity_of, load, new_state, save, sweep
+from wayfield.train.task import Denoising, Task, as_task, with_weights
 
-__all__ = ["Fit", "fit", "with_weights"]
+__all__ = ["Fit", "fit"]
 
 Log = Callable[[Mapping[str, float]], None]
 
@@ -51,25 +50,36 @@ Log = Callable[[Mapping[str, float]], None]
 class Fit:
     """A training's result.
 
-    denoiser: with the averaged weights, in a network of its own (the raw one if there is no average) / raw: the network
-    that was trained, in place / average: state of config.ema, for its other tracks / step: steps done /
-    loss: mean over the last window of log_every steps / seconds: of this call.
+    model: the task around a network of its own with the averaged weights (the trained one if there is no average) /
+    trained: the task around the network that was trained, in place / average: state of config.ema, for its other tracks
+    /
+    step: steps done / loss: mean over the last window of log_every steps / seconds: of this call.
     """
 
-    denoiser: Denoiser
-    raw: Denoiser
+    model: Task
+    trained: Task
     average: Mapping[str, Tensor]
     step: int
     loss: float
     seconds: float
 
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser with averaged weights. Raises DTypeError if a classifier was trained."""
+        return _denoiser(self.model)
+
+    @property
+    def raw(self) -> Denoiser:
+        """The denoiser as trained. Raises DTypeError if a classifier was trained."""
+        return _denoiser(self.trained)
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What every step reads. denoiser: its net is wrapped by the engine; state.net is the bare one."""
+    """What every step reads. task: its net is wrapped by the engine; state.net is the bare one."""
 
-    denoiser: Denoiser
+    task: Task
     dataset: Dataset
     config: TrainConfig
     engine: Engine
@@ -79,7 +89,7 @@ class _Run:
 
 
 def fit(
-    denoiser: Denoiser,
+    model: Denoiser | Task,
     dataset: Dataset,
     config: TrainConfig,
     *,
@@ -89,41 +99,40 @@ def fit(
     log: Log | None = None,
     stop_at: int | None = None,
 ) -> Fit:
-    """Train `denoiser.net` in place.
+    """Train the network of a denoiser, or of another task, in place.
 
-    dataset: samples (N, *D) with at least the denoiser's conditions / out: folder of the checkpoint, log and snapshots,
+    dataset: samples (N, *D) with at least the task's conditions / out: folder of the checkpoint, log and snapshots,
     None = keep nothing / resume: go on from the checkpoint in `out`, if any; False starts again and overwrites it /
     progress: show a bar / log: called with each line of the log / stop_at: stop, and save, at that step.
     Raises CheckpointError if `out` holds another run, NonFiniteError naming the step if the loss or gradient breaks,
     ShapeError or ConditionError if data and denoiser do not fit, RangeError if there are more processes than samples.
     """
     clock = time.perf_counter()
-    _check(denoiser, dataset, config)
-    engine = start_engine(next(p.device for p in denoiser.net.parameters() if p.requires_grad))
+    task = as_task(model)
+    _check(task, dataset, config)
+    engine = start_engine(next(p.device for p in task.net.parameters() if p.requires_grad))
     if engine.world > config.batch:
         remedy = "Start fewer processes."
         raise RangeError("batch", got=f"{config.batch} on {engine.world} processes", expected="one each", remedy=remedy)
-    denoiser.to(engine.device)
-    folder, state = None if out is None else FilePath(out), new_state(denoiser.net, config)
-    identity = identity_of(denoiser, dataset, config)
+    task.net.to(engine.device)
+    folder, state = None if out is None else FilePath(out), new_state(task.net, config)
+    identity = identity_of(task, dataset, config)
     start = 0 if folder is None or not resume else load(folder, state, identity)
     stop = config.steps if stop_at is None else min(stop_at, config.steps)
     engine.wait()  # nobody may replace the checkpoint before all have read it
-    wrapped = replace(denoiser, net=engine.wrap(denoiser.net))
-    run = _Run(wrapped, dataset, config, engine, state, folder, identity)
+    run = _Run(task.around(engine.wrap(task.net)), dataset, config, engine, state, folder, identity)
     _loop(run, start, stop, log, progress and engine.main)
     engine.wait()
     done = max(start, stop)
-    averaged = denoiser if config.ema is None else with_weights(denoiser, config.ema.read(state.average))
+    averaged = task if config.ema is None else with_weights(task, config.ema.read(state.average))
     loss = window_mean(state.meter.cpu(), done)[0] if done else math.nan
-    return Fit(averaged, denoiser, state.average, done, loss, time.perf_counter() - clock)
+    return Fit(averaged, task, state.average, done, loss, time.perf_counter() - clock)
 
 
-def with_weights(denoiser: Denoiser, tensors: Mapping[str, Tensor]) -> Denoiser:
-    """The same denoiser around a copy of its network that holds `tensors`, a state_dict; ready to sample from."""
-    net = copy.deepcopy(denoiser.net)
-    net.load_state_dict(dict(tensors))
-    return replace(denoiser, net=net.eval().requires_grad_(False))
+def _denoiser(task: Task) -> Denoiser:
+    if not isinstance(task, Denoising):
+        raise DTypeError("trained model", got=type(task).__name__, expected="a denoiser", remedy="Use .model.net.")
+    return task.denoiser
 
 
 def _loop(run: _Run, start: int, stop: int, log: Log | None, progress: bool) -> None:
@@ -143,15 +152,14 @@ def _loop(run: _Run, start: int, stop: int, log: Log | None, progress: bool) -> 
 
 def _update(run: _Run, step: int) -> None:
     """One step of the algorithm above, in place; nothing is read from the device."""
-    config, engine, state, denoiser = run.config, run.engine, run.state, run.denoiser
-    batch = draw(
-        run.dataset, denoiser.schema, denoiser.path, config, step, share_of(config.batch, engine.rank, engine.world)
-    )
-    x0, eps = engine.place(batch.x0), engine.place(batch.eps)
-    cond = {name: engine.place(v) for name, v in batch.cond.items()}
+    config, engine, state, task = run.config, run.engine, run.state, run.task
+    share = share_of(config.batch, engine.rank, engine.world)
+    host = draw(run.dataset, task.schema, task.path, config, step, share)
+    cond = {name: engine.place(v) for name, v in host.cond.items()}
+    batch = Batch(engine.place(host.x0), cond, host.t, engine.place(host.eps))
     bf16 = config.precision == "bf16"
     with torch.autocast(engine.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-        losses = denoising_loss(denoiser, x0, cond, batch.t, eps, weight=config.weight)
+        losses = task.losses(batch, config)
     # engines average gradients over processes; times `world`, the average is the gradient of the global mean
     loss = losses.sum() * (engine.world / config.batch)
     state.optimizer.zero_grad(set_to_none=True)
@@ -190,18 +198,18 @@ def _keep(run: _Run, journal: Journal, writes: FilePath | None, done: int, *, la
             write_snapshot(writes / "snapshots", kept)
 
 
-def _check(denoiser: Denoiser, dataset: Dataset, config: TrainConfig) -> None:
-    if not any(p.requires_grad for p in denoiser.net.parameters()):
+def _check(task: Task, dataset: Dataset, config: TrainConfig) -> None:
+    if not any(p.requires_grad for p in task.net.parameters()):
         remedy = "Call requires_grad_(True) on what should learn."
         raise DTypeError("network to train", got="no trainable parameter", expected="some", remedy=remedy)
-    if denoiser.shape is not None and denoiser.shape != dataset.shape:
+    if task.shape is not None and task.shape != dataset.shape:
         remedy = "Build the network for this data."
-        raise ShapeError("samples of the dataset", got=dataset.shape, expected=denoiser.shape, remedy=remedy)
-    for name, field in denoiser.schema.fields.items():
+        raise ShapeError("samples of the dataset", got=dataset.shape, expected=task.shape, remedy=remedy)
+    for name, field in task.schema.fields.items():
         if dataset.schema.fields.get(name) != field:
             got, remedy = dataset.schema.fields.get(name), "Give the denoiser the dataset's schema."
             raise ConditionError(f"condition {name!r} of the dataset", got=got, expected=field, remedy=remedy)
-    if config.drop and denoiser.schema.fields and denoiser.schema.null is None:
+    if config.drop and task.schema.fields and task.schema.null is None:
         got, remedy = f"drop = {config.drop}, no null condition", "Set drop = 0, or give the schema a null."
         raise ConditionError("label dropping", got=got, expected="a null condition", remedy=remedy)
     if config.snapshot_every and not isinstance(config.ema, PowerEMA):

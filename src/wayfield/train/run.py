@@ -7,8 +7,12 @@
 
 data: a name from `data.DATASETS` / net: see `field.nets.build`; `shape` and the sizes of its conditions come from the
 data where they are left out / conditions: those of the data's to use, all by default / train: fields of `TrainConfig`.
+A classifier of clean samples is trained from
+
+    {"data": "digits", "classifier": {"width": 32}, "train": {"steps": 600}}
+
 The network starts from train.seed. The result is OUT/model.safetensors: the averaged weights under their own names,
-and a record {"format", "version", "denoiser", "config", "figures"} from which `spec.denoiser_from` rebuilds the model.
+and a record {"format", "version", "denoiser" or "classifier", "config", "figures"} from which the model is rebuilt.
 """
 
 from __future__ import annotations
@@ -25,17 +29,17 @@ from wayfield import files
 from wayfield.core.errors import ConditionError, ShapeError, unknown_name
 from wayfield.data.dataset import Dataset, load_dataset
 from wayfield.field.cond import Field, Schema
-from wayfield.field.denoiser import Denoiser
-from wayfield.field.nets import NETS
+from wayfield.field.nets import NETS, build, spec_of
 from wayfield.train.config import TrainConfig
-from wayfield.train.engine import processes
 from wayfield.train.loop import Fit, fit
 from wayfield.train.spec import check_keys, config_from, config_spec, denoiser_from, denoiser_spec, schema_spec
+from wayfield.train.task import Classifying, Denoising, Task
 
 __all__ = ["MODEL", "setup", "train"]
 
 MODEL = "model.safetensors"
 _REQUIRED = ("data", "net", "path", "kind")
+_DENOISING = ("weight", "levels", "drop")  # settings that mean nothing to a classifier
 _OPTIONAL = ("sigma_data", "time", "scale_input", "conditions", "train")
 
 
@@ -53,10 +57,9 @@ def train(
     config: see the module / out: folder of the model, checkpoint and log / device: by default the GPU if there is one /
     resume, progress, log: as in `loop.fit`. Raises UnknownNameError for unknown or missing keys, and what `fit` raises.
     """
-    denoiser, dataset, settings = setup(config)
-    if device is not None or processes() == 1:  # several processes are placed by their engine
-        denoiser.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    result = fit(denoiser, dataset, settings, out=out, resume=resume, progress=progress, log=log)
+    task, dataset, settings = setup(config)
+    task.net.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    result = fit(task, dataset, settings, out=out, resume=resume, progress=progress, log=log)
     if os.environ.get("RANK", "0") == "0":
         described = {k: v for k, v in config.items() if k != "train"} | {"train": config_spec(settings)}
         figures = {
@@ -64,23 +67,42 @@ def train(
             "samples": result.step * settings.batch,
             "loss": result.loss,
             "seconds": round(result.seconds, 1),
-            "parameters": sum(p.numel() for p in result.raw.net.parameters()),
+            "parameters": sum(p.numel() for p in result.model.net.parameters()),
         }
-        record = {"format": "wayfield.model", "version": 1, "denoiser": denoiser_spec(result.denoiser)}
+        record: dict[str, Any] = {"format": "wayfield.model", "version": 1}
+        if isinstance(result.model, Denoising):
+            record["denoiser"] = denoiser_spec(result.model.denoiser)
+        else:
+            record["classifier"] = spec_of(result.model.net)
         record |= {"config": described, "figures": figures}
-        files.write(FilePath(out) / MODEL, result.denoiser.net.state_dict(), record)
+        files.write(FilePath(out) / MODEL, result.model.net.state_dict(), record)
     return result
 
 
-def setup(config: Mapping[str, Any]) -> tuple[Denoiser, Dataset, TrainConfig]:
-    """The untrained denoiser, the data and the settings of a config; every part checked before any work is done."""
+def setup(config: Mapping[str, Any]) -> tuple[Task, Dataset, TrainConfig]:
+    """The untrained task, the data and the settings of a config; every part checked before any work is done."""
+    if "classifier" in config:
+        return _classifier(config)
     check_keys("config", config, (*_REQUIRED, *_OPTIONAL), required=_REQUIRED)
     settings = config_from(config.get("train", {}))
     dataset = load_dataset(config["data"])
     schema = _chosen(dataset.schema, config.get("conditions"))
     spec = {k: config[k] for k in ("path", "kind", "sigma_data", "time", "scale_input") if k in config}
     spec |= {"net": _complete(config["net"], dataset.shape, schema), "schema": schema_spec(schema)}
-    return denoiser_from(spec | {"shape": list(dataset.shape)}, seed=settings.seed), dataset, settings
+    return Denoising(denoiser_from(spec | {"shape": list(dataset.shape)}, seed=settings.seed)), dataset, settings
+
+
+def _classifier(config: Mapping[str, Any]) -> tuple[Task, Dataset, TrainConfig]:
+    check_keys("config", config, ("data", "classifier", "train"), required=("data", "classifier"))
+    given = config.get("train", {})
+    check_keys("train of a classifier", given, [f.name for f in fields(TrainConfig) if f.name not in _DENOISING])
+    settings = config_from({**given, "drop": 0.0})
+    dataset = load_dataset(config["data"])
+    labels = _chosen(dataset.schema, ["label"])
+    spec = {"net": "Classifier", "shape": list(dataset.shape), **config["classifier"]}
+    values = labels.fields["label"].values or 0
+    net = build({"classes": values - (labels.null is not None), **spec}, seed=settings.seed)
+    return Classifying(net, labels, dataset.shape), dataset, settings
 
 
 def _chosen(schema: Schema, names: list[str] | None) -> Schema:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from wayfield import files
 from wayfield.core.errors import CheckpointError
 from wayfield.data.dataset import Dataset
-from wayfield.field.denoiser import Denoiser
 from wayfield.train.config import TrainConfig
+from wayfield.train.task import Task
 
 __all__ = ["CHECKPOINT", "State", "identity_of", "load", "new_state", "save", "sweep"]
 
@@ -60,13 +60,13 @@ def new_state(net: nn.Module, config: TrainConfig) -> State:
     return State(net, optimizer, average, torch.zeros((2, config.log_every), device=trained[0].device))
 
 
-def identity_of(denoiser: Denoiser, dataset: Dataset, config: TrainConfig) -> dict[str, str]:
-    """What a checkpoint belongs to: settings, denoiser, shapes of the network, data by its first samples."""
+def identity_of(task: Task, dataset: Dataset, config: TrainConfig) -> dict[str, str]:
+    """What a checkpoint belongs to: settings, task, shapes of the network, data by its first samples."""
     x0, cond = dataset.batch(range(min(len(dataset), 64)))
     first = {"x0": x0} | {f"cond/{k}": v for k, v in cond.items()}
-    shapes = "; ".join(f"{k} {tuple(v.shape)}" for k, v in denoiser.net.state_dict().items())
-    parts = {name: repr(getattr(denoiser, name)) for name in ("path", "kind", "time", "scale_input", "schema")}
-    parts["network"] = f"{type(denoiser.net).__name__} {files.digest({}, shapes)[:16]}"
+    shapes = "; ".join(f"{k} {tuple(v.shape)}" for k, v in task.net.state_dict().items())
+    parts = task.identity()
+    parts["network"] = f"{type(task.net).__name__} {files.digest({}, shapes)[:16]}"
     parts["data"] = f"{len(dataset)} x {dataset.shape} {files.digest(first, '')[:16]}"
     return config.identity() | parts
 

@@ -1,7 +1,7 @@
 """Small checkpoints that ship inside the package, trained by this project's own `train` command; no network is needed.
 
-Each is NAME.safetensors (weights, and a record from which the model is rebuilt) beside NAME.json, its card: data, command, seed,
-figures and the hash of the weights. A file that does not match its card is refused.
+Each is NAME.safetensors (weights, and a record from which the model is rebuilt) beside NAME.json, its card: data,
+command, seed, figures and the hash of the weights. A file that does not match its card is refused.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wayfield import files
 from wayfield.core.errors import CheckpointError, DTypeError, unknown_name
 from wayfield.field.denoiser import Denoiser
 from wayfield.field.nets import Classifier, build
+from wayfield.train.spec import denoiser_from
 
-__all__ = ["card", "load", "load_classifier", "names", "open_model"]
+__all__ = ["card", "load", "load_classifier", "load_file", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -36,36 +37,58 @@ def load(name: str, device: torch.device | str = "cpu") -> Denoiser:
 
     Raises UnknownNameError with the nearest name, CheckpointError for a damaged file, DTypeError for a classifier.
     """
-    tensors, record = _read(name)
-    return open_model(name, tensors, record).to(device)
+    model = _open(name)
+    if not isinstance(model, Denoiser):
+        remedy = f"Use load_classifier({name!r})."
+        raise DTypeError(f"model {name!r}", got="a classifier", expected="a denoiser", remedy=remedy)
+    return model.to(device)
 
 
 def load_classifier(name: str, device: torch.device | str = "cpu") -> Classifier:
-    """A classifier of the zoo: called with pictures (B, C, H, W) it answers logits; `.features` are its last hidden layer."""
-    tensors, record = _read(name)
-    if "classifier" not in record:
+    """A classifier of the zoo, or a file's, ready to use: pictures (B, C, H, W) to logits; `.features` is its last
+    layer.
+
+    Raises as `load` does, and DTypeError for a denoiser.
+    """
+    model = _open(name)
+    if not isinstance(model, Classifier):
         raise DTypeError(f"model {name!r}", got="a denoiser", expected="a classifier", remedy=f"Use load({name!r}).")
-    net = build(record["classifier"])
-    net.load_state_dict(tensors)
-    assert isinstance(net, Classifier)
-    return net.to(device).eval().requires_grad_(False)
+    return model.to(device)
 
 
-def open_model(name: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> Denoiser:
-    """The denoiser of a file's contents, in evaluation mode, its weights frozen."""
-    from wayfield.train.spec import denoiser_from
+def load_file(path: str) -> Denoiser | Classifier:
+    """The model in a file written by `train`, in evaluation mode, its weights frozen."""
+    tensors, record = files.read(path)
+    return _rebuild(path, tensors, record)
 
+
+def _open(name: str) -> Denoiser | Classifier:
+    if name.endswith(".safetensors"):
+        return load_file(name)
+    path = _path(name)
+    tensors, record = files.read(path)
+    if files.digest(tensors, "") != card(name)["sha256"]:
+        raise CheckpointError(
+            f"file {str(path)!r}",
+            got="weights that are not those of its card",
+            expected=card(name)["sha256"],
+            remedy="Install wayfield again.",
+        )
+    return _rebuild(name, tensors, record)
+
+
+def _rebuild(name: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> Denoiser | Classifier:
+    if "classifier" in record:
+        net = build(record["classifier"])
+        net.load_state_dict(tensors)
+        assert isinstance(net, Classifier)
+        return net.eval().requires_grad_(False)
     if "denoiser" not in record:
-        kind = "a classifier" if "classifier" in record else "no model of wayfield's"
-        raise DTypeError(f"model {name!r}", got=kind, expected="a denoiser", remedy="Classifiers: load_classifier().")
+        got, expected = f"a file with {sorted(record)}", "a model written by `wayfield train`"
+        raise DTypeError(f"model {name!r}", got=got, expected=expected, remedy="Give the model, not its checkpoint.")
     denoiser = denoiser_from(record["denoiser"], tensors)
-    freeze(denoiser.net)
+    denoiser.net.eval().requires_grad_(False)
     return denoiser
-
-
-def freeze(net: nn.Module) -> None:
-    """Evaluation mode, no gradients to the weights."""
-    net.eval().requires_grad_(False)
 
 
 def _folder() -> FilePath:
@@ -76,18 +99,3 @@ def _path(name: str) -> FilePath:
     if name not in names():
         raise unknown_name("model", name, names())
     return _folder() / f"{name}.safetensors"
-
-
-def _read(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if name.endswith(".safetensors"):
-        return files.read(name)
-    path = _path(name)
-    tensors, record = files.read(path)
-    if files.digest(tensors, "") != card(name)["sha256"]:
-        raise CheckpointError(
-            f"file {str(path)!r}",
-            got="weights that are not those of its card",
-            expected=card(name)["sha256"],
-            remedy="Install wayfield again.",
-        )
-    return tensors, record

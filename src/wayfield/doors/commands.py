@@ -1,0 +1,273 @@
+"""What can be asked of the command line: one frozen dataclass per command, its fields the options, its `run` the
+answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Annotated, Any, final
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+
+from wayfield import __version__, registry
+from wayfield.core.errors import RangeError, unknown_name
+from wayfield.doors.console import DONE, REFUTED, asked, console, emit, emit_paths, interactive, table
+
+__all__ = ["Bench", "Command", "Demo", "Methods", "Run", "Sample", "Train", "parse"]
+
+
+@final
+@dataclass(frozen=True)
+class Demo:
+    """Draw digits with many samplers and guidance scales; print a table, write pictures and an HTML report."""
+
+    out: FilePath = FilePath("runs/demo")
+    """folder of the report"""
+    quick: bool = False
+    """a quarter of the samples, and short runs only"""
+    seed: int = 0
+    """of the noise"""
+    json: bool = False
+    """print the figures as JSON on stdout"""
+
+    def run(self) -> int:
+        """Draw, judge, write."""
+        from wayfield.demo import demo
+
+        result = demo(self.out, self.quick, self.seed)
+        if self.json:
+            emit(result.to_json())
+        else:
+            emit_paths(result.files)
+        return DONE
+
+
+@final
+@dataclass(frozen=True)
+class Methods:
+    """List the published methods of the library."""
+
+    json: bool = False
+    """print {name, title, paper, module, recipe} of each as JSON on stdout"""
+
+    def run(self) -> int:
+        """Print the registry."""
+        lines = [registry.as_json(line) for line in registry.methods().values()]
+        if self.json:
+            emit(lines)
+        else:
+            rows = [(f"[bold]{line['name']}[/]", line["title"], line["paper"], line["module"]) for line in lines]
+            table(
+                "Methods", ("name", "title", "paper", "module"), rows, left=4, note="wayfield run NAME tests its claim"
+            )
+        return DONE
+
+
+@final
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a model; write them as safetensors and, for pictures, as a PNG sheet."""
+
+    model: str = "digits"
+    """name in the zoo, or the file or folder that `wayfield train` wrote"""
+    label: str = "none"
+    """a class, "each" for all classes in turn, or "none" for unconditional samples"""
+    n: Annotated[int, arg(aliases=["-n"])] = 16
+    """how many; write -n under torchrun, which takes --n for itself"""
+    first: int = 0
+    """address of the first; sample k is the same in any run, batch or number of processes"""
+    solver: str = "heun"
+    """ddim, ancestral, euler, heun, dpm2m, dpm2m-sde, dpm3m, dpm2s, unipc, churn, pc or adaptive"""
+    steps: int = 20
+    """of the grid"""
+    grid: str = "karras"
+    """karras, uniform, log-snr or exponential"""
+    sigma_min: float = 0.002
+    """last noise level before the clean end; not for uniform"""
+    w: float = 1.0
+    """guidance scale of c + (w - 1)(c - u); 1 means no guidance"""
+    seed: int = 0
+    """of the noise"""
+    out: FilePath = FilePath("runs/sample")
+    """folder of samples.safetensors and sheet.png"""
+    batch: int = 256
+    """samples drawn at a time"""
+    checkpoint: Annotated[FilePath | None, arg(metavar="FILE")] = None
+    """keep the state of the run in this file and go on from it; removed at the end"""
+    compile: bool = False
+    """compile the steps; needs a C++ compiler"""
+    device: str = "cpu"
+    """where to compute; several processes follow their launcher"""
+    json: bool = False
+    """print counts and paths as JSON on stdout"""
+
+    def run(self) -> int:
+        """Draw and write."""
+        from wayfield.doors.draw import draw
+
+        return draw(self)
+
+
+@final
+@dataclass(frozen=True)
+class Train:
+    """Train a model from a JSON config; interrupt it when you like, the same command goes on."""
+
+    config: Annotated[Positional[FilePath], arg(metavar="CONFIG.json")]
+    """what to train, see `wayfield.train.run`"""
+    data: Annotated[str | None, arg(metavar="NAME")] = None
+    """name of the dataset, instead of the config's"""
+    out: FilePath = FilePath("runs/train")
+    """folder of model.safetensors, the checkpoint and the log"""
+    resume: bool = True
+    """go on from the checkpoint in the folder"""
+    device: Annotated[str | None, arg(metavar="STR")] = None
+    """where to compute, by default the GPU if there is one"""
+    json: bool = False
+    """print the outcome as JSON on stdout"""
+
+    def run(self) -> int:
+        """Train."""
+        from wayfield import files
+        from wayfield.doors.draw import find_device, main_process, prepare_launch
+        from wayfield.train.run import MODEL, train
+
+        prepare_launch(self.device)
+        config = files.read_json(self.config)
+        if self.data is not None and isinstance(config, Mapping):
+            config = {**config, "data": self.data}
+        say, watched = console(), interactive() and main_process()
+        with asked():
+            if self.device is not None:
+                find_device(self.device)
+            result = train(
+                config,
+                self.out,
+                resume=self.resume,
+                progress=watched,
+                device=self.device,
+                log=None if watched or not main_process() else lambda line: say.print(_log(line), soft_wrap=True),
+            )
+        if main_process():
+            path = self.out / MODEL
+            say.print(
+                f"step {result.step}, loss {result.loss:.4f}, {result.seconds:.1f} s; wrote {path}", soft_wrap=True
+            )
+            outcome = {
+                "model": str(path),
+                "step": result.step,
+                "loss": result.loss,
+                "seconds": round(result.seconds, 2),
+            }
+            emit(outcome) if self.json else emit_paths([path])
+        return DONE
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """Put a method's claim to the test: run its recipe. Exit code 0 if the claim held, 3 if it did not."""
+
+    method: Annotated[Positional[str], arg(metavar="METHOD")]
+    """name of the method, see `wayfield methods`"""
+    seeds: int = 3
+    """independent repetitions"""
+    quick: bool = False
+    """a small version that checks the machinery, not the claim"""
+    out: Annotated[FilePath | None, arg(metavar="PATH")] = None
+    """folder of the report, by default runs/METHOD"""
+    json: bool = False
+    """print the report as JSON on stdout"""
+
+    def run(self) -> int:
+        """Run the recipe and say what came out."""
+        with asked():
+            line = registry.method(self.method)
+            if self.seeds < 1:
+                raise RangeError("seeds", got=self.seeds, expected="at least 1", remedy="Try --seeds 3.")
+        out = self.out or FilePath("runs") / self.method
+        report = registry.recipe(line)(seeds=self.seeds, quick=self.quick, out=out)
+        path = report.write(out)
+        rows = [
+            (c.name, f"{c.value:.4g}", c.bar if isinstance(c.bar, str) else f"{c.bar:.4g}", _verdict(c.passed))
+            for c in report.criteria
+        ]
+        table(line.title, ("criterion", "value", "bar", "passed"), rows)
+        say = console()
+        say.print(f"claim: {report.claim}", soft_wrap=True, markup=False)
+        verdict = "[bold green]held[/]" if report.passed else "[bold red]not reproduced[/]"
+        say.print(f"{verdict} in {report.seconds:.1f} s; wrote {path}", soft_wrap=True)
+        emit(report.to_json()) if self.json else emit_paths([path])
+        return DONE if report.passed else REFUTED
+
+
+@final
+@dataclass(frozen=True)
+class Bench:
+    """Compare with peers and hand-written loops, side by side: ratios of times, below 1 where wayfield is faster."""
+
+    suite: Annotated[Positional[str], arg(metavar="SUITE")]
+    """name of the suite, e.g. steps"""
+    quick: bool = False
+    """few repetitions"""
+    json: bool = False
+    """print the rows as JSON on stdout"""
+
+    def run(self) -> int:
+        """Run the suite."""
+        from wayfield import bench
+
+        with asked():
+            if self.suite not in bench.SUITES:
+                raise unknown_name("suite", self.suite, bench.SUITES)
+        rows = [row._asdict() for row in bench.run(self.suite, quick=self.quick)]
+        if self.json:
+            emit(rows)
+        cells = [
+            (r["case"], r["subject"], r["peer"], *(f"{r[k]:.3f}" for k in ("ratio", "low", "high")), str(r["calls"]))
+            for r in rows
+        ]
+        heads = ("case", "subject", "peer", "ratio", "10 %", "90 %", "calls")
+        table(f"Suite {self.suite}", heads, cells, left=3, note="ratio of times, subject / peer; below 1 is faster")
+        return DONE
+
+
+COMMANDS = {"demo": Demo, "methods": Methods, "sample": Sample, "train": Train, "run": Run, "bench": Bench}
+
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Methods, subcommand("methods")]
+    | Annotated[Sample, subcommand("sample")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Run, subcommand("run")]
+    | Annotated[Bench, subcommand("bench")]
+)
+
+
+def parse(args: list[str]) -> Demo | Methods | Sample | Train | Run | Bench:
+    """The command that was asked for. Raises SystemExit where the parser has already answered: help, version,
+    misuse.
+    """
+    if args == ["--version"]:
+        print(f"wayfield {__version__}")
+        raise SystemExit(DONE)
+    if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        with asked():
+            raise unknown_name("command", args[0], COMMANDS)
+    about = f"wayfield {__version__}: steering generative models. Results go to stdout, words for people to stderr."
+    config = (FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes)
+    return tyro.cli(Command, args=args or ["--help"], prog="wayfield", description=about, config=config)  # pyright: ignore
+
+
+def _verdict(passed: bool) -> str:
+    return "[green]yes[/]" if passed else "[red]no[/]"
+
+
+def _log(line: Mapping[str, Any]) -> str:
+    return (
+        f"step {line['step']:>6}  loss {line['loss']:.4f}  gradient {line['grad_norm']:.3f}  "
+        f"{line['samples_per_second']:,.0f} samples/s"
+    )

@@ -1,0 +1,156 @@
+"""`wayfield sample`: samples that depend on their address alone, files that say how they were made."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from doorkit import tiny_model
+from PIL import Image
+
+from wayfield import files
+from wayfield.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def draw(model, tmp_path, capsys):
+    """Samples, record and stdout of `wayfield sample` with options."""
+
+    def run(*options, name="out"):
+        out = tmp_path / name
+        assert main(["sample", "--model", model, "--steps", "5", "--out", str(out), *options]) == 0
+        tensors, record = files.read(out / "samples.safetensors")
+        return tensors, record, capsys.readouterr().out
+
+    return run
+
+
+def same(a, b):
+    # batches of another size are summed in another order
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_twice_is_equal(draw):
+    for solver in ("heun", "ancestral"):
+        one, _, _ = draw("--label", "3", "--n", "4", "--solver", solver)
+        two, _, _ = draw("--label", "3", "--n", "4", "--solver", solver)
+        assert torch.equal(one["x"], two["x"])
+        other, _, _ = draw("--label", "3", "--n", "4", "--solver", solver, "--seed", "1")
+        assert not torch.equal(one["x"], other["x"])
+
+
+@pytest.mark.parametrize("options", [["--label", "each", "--w", "2"], ["--solver", "ancestral"]])
+def test_a_sample_depends_on_its_address_alone(draw, options):
+    whole, _, _ = draw(*options, "--n", "16")
+    half, _, _ = draw(*options, "--n", "8", "--first", "8")
+    assert half["address"].tolist() == list(range(8, 16))
+    same(half["x"], whole["x"][8:])
+    small, _, _ = draw(*options, "--n", "16", "--batch", "5")
+    same(small["x"], whole["x"])
+
+
+def test_labels(draw):
+    assert "label" not in draw("--n", "3")[0]
+    assert draw("--n", "3", "--label", "7")[0]["label"].tolist() == [7, 7, 7]
+    assert draw("--n", "4", "--first", "8", "--label", "each")[0]["label"].tolist() == [8, 9, 0, 1]
+
+
+def test_files_and_json(draw, tmp_path):
+    tensors, record, out = draw("--label", "each", "--n", "20", "--json", "--solver", "ddim")
+    told = json.loads(out)
+    assert list(told) == ["calls", "rows", "skipped", "samples", "seconds", "files"]
+    assert (told["calls"], told["rows"], told["samples"]) == (5, 100, 20)
+    assert told["files"] == [str(tmp_path / "out" / name) for name in ("samples.safetensors", "sheet.png")]
+    assert tensors["x"].shape == (20, 1, 8, 8)
+    assert record["format"] == "wayfield.samples"
+    assert record["solver"] == "DDIM(eta=0.0)"
+    assert len(record["times"]) == 6
+    scale, gap, margin = 8, 5, 10
+    width = 10 * 10 * scale + 9 * gap + 2 * margin
+    with Image.open(tmp_path / "out" / "sheet.png") as image:
+        assert image.size == (width, 2 * 10 * scale + gap + 2 * margin)
+
+
+def test_paths_on_stdout_and_words_on_stderr(model, tmp_path, capsys):
+    assert main(["sample", "--model", model, "--n", "2", "--steps", "2", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [str(tmp_path / "samples.safetensors"), str(tmp_path / "sheet.png")]
+    assert "2 samples" in err
+
+
+def test_a_kept_state_is_used_up(draw, tmp_path):
+    state = tmp_path / "state.safetensors"
+    plain, _, _ = draw("--n", "4", "--steps", "30")
+    kept, _, _ = draw("--n", "4", "--steps", "30", "--checkpoint", str(state))
+    assert torch.equal(plain["x"], kept["x"])
+    assert not state.exists()
+    draw("--n", "4", "--steps", "30", "--batch", "2", "--checkpoint", str(state))
+    assert not list(tmp_path.glob("state*"))
+
+
+def test_damaged_and_missing_files_are_exit_code_1(model, tmp_path, capsys):
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"garbage")
+    assert main(["sample", "--model", str(bad)]) == 1
+    assert "unreadable" in capsys.readouterr().err
+    assert main(["sample", "--model", str(tmp_path / "none.safetensors")]) == 1
+    assert "no such file" in capsys.readouterr().err
+    weights = tmp_path / "changed.safetensors"
+    with open(os.path.join(model, "model.safetensors"), "rb") as file:
+        data = bytearray(file.read())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert main(["sample", "--model", str(weights)]) == 1
+    assert "hash" in capsys.readouterr().err
+    assert main(["sample", "--model", model, "--checkpoint", str(bad), "--out", str(tmp_path)]) == 1
+    assert "unreadable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--label", "10"], "0..9, each or none"),
+        (["--label", "-1"], "0..9, each or none"),
+        (["--label", "seven"], "0..9, each or none"),
+        (["--w", "2"], "a label"),
+        (["--w", "nan", "--label", "3"], "guidance scale"),
+        (["--sigma-min", "90"], "sigma range"),
+    ],
+)
+def test_what_the_model_cannot_do_is_wrong_usage(model, capsys, options, words):
+    assert main(["sample", "--model", model, *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+
+
+def test_two_processes_draw_what_one_draws(draw, model, tmp_path):
+    one, _, _ = draw("--n", "9", "--label", "each", "--solver", "ancestral")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["sample", "--model", model, "-n", "9", "--label", "each", "--solver", "ancestral", "--steps", "5"]
+    done = subprocess.run(
+        [*launch, "-m", "wayfield.cli", *command, "--json", "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["samples"], told["calls"], told["rows"]) == (9, 10, 45)
+    two, _ = files.read(tmp_path / "two" / "samples.safetensors")
+    same(two["x"], one["x"])
+    assert torch.equal(two["label"], one["label"])
+
+
+def test_the_model_of_the_zoo(tmp_path):
+    command = ["sample", "--model", "digits", "--label", "3", "--n", "4", "--steps", "4", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert files.read(tmp_path / "samples.safetensors")[0]["x"].shape == (4, 1, 8, 8)
