@@ -344,7 +344,7 @@ def test_a_model_runs_on_another_path(mixture):
     den = mixture(VP(), d=4)
     a = sample(den, G.karras(VP(), 12, sigma_min=0.02, sigma_max=60.0), samples=6, dtype=torch.float64).x
     b = sample(den, G.karras(EDM(80.0), 12, sigma_min=0.02, sigma_max=60.0), samples=6, dtype=torch.float64).x
-    torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)  # the start sigma eps differs by the factor alpha(t_0)
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     with pytest.raises(SingularError):
         sample(mixture(EDM(10.0)), G.karras(EDM(80.0), 12))
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from wayfield.field.batching import Batching as Batching
     from wayfield.field.cond import Field as Field, Schema as Schema
     from wayfield.field.denoiser import Denoiser as Denoiser
-    from wayfield.guide import CFG as CFG, Guidance as Guidance, Plain as Plain
+    from wayfield.guide import CFG as CFG, Clip as Clip, Guidance as Guidance, Plain as Plain
     from wayfield.sampling import Checkpoint as Checkpoint, Result as Result, StepInfo as StepInfo, sample as sample
     from wayfield.solve import (
         DDIM as DDIM,
@@ -84,7 +84,7 @@ _PUBLIC = {
     "wayfield.field.cond": ("Field", "Schema"),
     "wayfield.field.denoiser": ("Denoiser",),
     "wayfield.field.batching": ("Batching",),
-    "wayfield.guide": ("CFG", "Guidance", "Plain"),
+    "wayfield.guide": ("CFG", "Clip", "Guidance", "Plain"),
     "wayfield.solve": (
         "DDIM",
         "DPM2M",

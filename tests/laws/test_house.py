@@ -1,4 +1,6 @@
-"""Rules of the house that a reader cannot see in one file: floors, global randomness, sizes, lazy import, forbidden reads."""
+"""Rules of the house that a reader cannot see in one file: floors, global randomness, sizes, lazy import, forbidden
+reads.
+"""
 
 import ast
 import re

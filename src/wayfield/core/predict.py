@@ -44,19 +44,21 @@ class Prediction:
     """A pair (x0, eps), each (B, *D). `eps` may be given as a function, evaluated on first use: many answers never need
     it.
 
-    A guided pair may break x = alpha x0 + sigma eps on purpose (CFG++ does); solvers use both members as they are.
+    tied: whether x = alpha x0 + sigma eps at the point x of the prediction, so that a solver may do without eps. A
+    guided pair may break it on purpose (CFG++ does); solvers then use both members as they are.
     """
 
-    __slots__ = ("_eps", "x0")
+    __slots__ = ("_eps", "tied", "x0")
 
-    def __init__(self, x0: Tensor, eps: Tensor | Callable[[], Tensor]) -> None:
+    def __init__(self, x0: Tensor, eps: Tensor | Callable[[], Tensor], tied: bool = False) -> None:
         self.x0 = x0
         self._eps = eps
+        self.tied = tied
 
     @property
     def eps(self) -> Tensor:
         """The noise member of the pair, (B, *D)."""
-        if not isinstance(self._eps, Tensor):
+        if callable(self._eps):
             self._eps = self._eps()
         return self._eps
 

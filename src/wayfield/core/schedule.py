@@ -49,6 +49,13 @@ class Tabulated(Path):
                 remedy="Check that the betas lie in (0, 1] and that only the last one is 1.",
             )
 
+    def __hash__(self) -> int:  # kept: a thousand numbers, and runs look their tables up by it
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.abar)
+
     def __repr__(self) -> str:
         return (
             f"Tabulated(abar={self.abar!r})"

@@ -60,6 +60,7 @@ class Call(NamedTuple):
     """One network call: several branches of one network, concatenated."""
 
     net: str
+    denoiser: Denoiser
     queries: tuple[Query, ...]
     cond: Cond
 
@@ -98,17 +99,17 @@ class Binding:
 
     def layout(self, queries: tuple[Query, ...], x: Tensor) -> tuple[Call, ...]:
         """The network calls that answer these queries, with their conditions concatenated; made once per run."""
-        if queries not in self._layouts:
+        known = self._layouts.get(queries)
+        if known is None:
             groups: dict[str, list[Query]] = {}
             for q in dict.fromkeys(queries):
                 self.cond(q)
                 groups.setdefault(q.net, []).append(q)
             parts = [(net, tuple(p)) for net, group in groups.items() for p in self.batching.split(group, x)]
-            self._layouts[queries] = tuple(
-                Call(net, part, self.cond(part[0]) if len(part) == 1 else concat([self.cond(q) for q in part]))
-                for net, part in parts
+            known = self._layouts[queries] = tuple(
+                Call(net, self.nets[net], part, concat([self.cond(q) for q in part])) for net, part in parts
             )
-        return self._layouts[queries]
+        return known
 
     def take(self, rows: Tensor) -> Binding:
         """The same binding for some rows of the batch, given by index (b,)."""
@@ -143,7 +144,7 @@ class Ask:
         x, level = self.x, self.levels["main"]
         if level.alpha.ndim:
             level = level.map(lambda c: expand(c, x))
-        return Prediction(x0, lambda: torch.addcmul(level.point_x * x, level.point_x0, x0))
+        return Prediction(x0, lambda: torch.addcmul(level.point_x * x, level.point_x0, x0), tied=True)
 
     def _evaluate(self, call: Call) -> None:
         queries = call.queries
@@ -152,11 +153,11 @@ class Ask:
             x = torch.cat([x] * k)
             if level.alpha.ndim:
                 level = level.map(lambda c: c.repeat(k))
-        pair = self.binding.nets[call.net].denoise(x, level, call.cond)
+        pair = call.denoiser.denoise(x, level, call.cond)
         self.calls += 1
         self.rows += x.shape[0]
         if k == 1:
             self._known[queries[0]] = pair
             return
-        for i, x0 in enumerate(pair.x0.chunk(k)):
-            self._known[queries[i]] = Prediction(x0, lambda i=i: pair.eps.chunk(k)[i])
+        for i, x0 in enumerate(pair.x0.split_with_sizes([self.x.shape[0]] * k)):
+            self._known[queries[i]] = Prediction(x0, lambda i=i: pair.eps.chunk(k)[i], tied=True)

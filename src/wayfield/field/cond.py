@@ -96,5 +96,7 @@ class Schema:
 
 
 def concat(conds: list[Cond]) -> Cond:
-    """Rows of several conditions with the same fields, one after another."""
+    """Rows of several conditions with the same fields, one after another; of one, that one."""
+    if len(conds) == 1:
+        return conds[0]
     return {name: torch.cat([c[name] for c in conds]) for name in conds[0]}

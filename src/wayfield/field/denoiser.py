@@ -197,7 +197,7 @@ class Denoiser:
         y = y if y.dtype == x.dtype else y.to(x.dtype)
         level = level if level.alpha.ndim == 0 else level.map(lambda c: expand(c, x))
         x0 = torch.addcmul(level.x0_x * x, level.x0_y, y)
-        return Prediction(x0, lambda: torch.addcmul(level.eps_x * x, level.eps_y, y))
+        return Prediction(x0, lambda: torch.addcmul(level.eps_x * x, level.eps_y, y), tied=True)
 
     def __call__(self, x: Tensor, t: float | Tensor, cond: Cond | Mapping[str, Any] | None = None) -> Prediction:
         """For single calls: the pair at points x (B, *D) and times t () or (B,), with a checked condition."""

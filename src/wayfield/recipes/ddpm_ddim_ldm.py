@@ -33,7 +33,7 @@ from wayfield.core.grid import Grid
 from wayfield.core.schedule import Tabulated
 from wayfield.data.digits import digits, svm
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG
+from wayfield.guide import CFG, Clip
 from wayfield.measure import Moments, SmallSampleWarning, frechet_distance
 from wayfield.progress import track
 from wayfield.recipes.report import Criterion, Report
@@ -121,10 +121,12 @@ def run(seeds: int = 3, quick: bool = False, out: FilePath = FilePath("runs/ddpm
     )
 
 
-def _draw(model: Denoiser, setting: Setting, grid: Grid, n: int, seed: int) -> tuple[Tensor, Tensor, int]:
-    labels = torch.arange(n) % 10
-    cond, guidance = {"label": labels}, CFG(setting.w)
-    result = sample(model, grid, samples=n, seed=seed, cond=cond, solver=setting.solver, guidance=guidance)
+def _draw(
+    model: Denoiser, setting: Setting, grid: Grid, n: int, seed: int, clip: bool = False
+) -> tuple[Tensor, Tensor, int]:
+    labels, guidance = torch.arange(n) % 10, CFG(setting.w)
+    cond, wrapped = {"label": labels}, Clip(guidance) if clip else guidance
+    result = sample(model, grid, samples=n, seed=seed, cond=cond, solver=setting.solver, guidance=wrapped)
     return result.x, labels, result.counts.rows // n
 
 
@@ -148,7 +150,9 @@ def _schedules(
         assert isinstance(model.path, Tabulated)
         for setting in SETTINGS:
             if setting.w == 1 and setting.steps in (10, 50, 200):
-                x, labels, _ = _draw(model, setting, grids.spaced(model.path, setting.steps, "trailing"), n, 0)
+                x, labels, _ = _draw(
+                    model, setting, grids.spaced(model.path, setting.steps, "trailing"), n, 0, clip=True
+                )
                 figures["schedules"][f"{name} {setting.name}"] = judge(x, labels, quick)
 
 

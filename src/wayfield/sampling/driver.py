@@ -125,7 +125,7 @@ def _step(
     noise: tuple[Tensor, ...],
     state: Any,
     gstate: Any,
-) -> tuple[Tensor, Any, Any, Tensor, int, int]:
+) -> tuple[Tensor, Any, Any, int, int]:
     """One pure step; the unit that is compiled. Guidance state is committed by the step's first evaluation."""
     binding, solver, guidance = run
     calls = rows = 0
@@ -141,7 +141,7 @@ def _step(
         return pred
 
     x, state = solver.step(denoise, x, row, state, noise, len(levels))
-    return x, state, first, x.sum(), calls, rows
+    return x, state, first, calls, rows
 
 
 @functools.cache
@@ -163,12 +163,10 @@ def _loop(
     branches = run.binding.batch * run.guidance.branches
     first, x, state, gstate, counts, trajectory = s
     calls, rows, skipped = counts
-    sums: list[Tensor] = []
-    for i in track(range(first, n), "sampling", on=progress):
-        levels = run.levels[i]
-        noise = _draws(run, i, x) if run.plan.draws[i] else ()
-        x, state, gstate, total, c, r = unit(fixed, x, run.rows[i], levels, noise, state, gstate)
-        sums.append(total)
+    tables = zip(range(n), run.rows, run.levels, run.plan.draws, strict=True)
+    for i, row, levels, draws in track(list(tables)[first:], "sampling", on=progress):
+        noise = _draws(run, i, x) if draws else ()
+        x, state, gstate, c, r = unit(fixed, x, row, levels, noise, state, gstate)
         calls, rows, skipped = calls + c, rows + r, skipped + branches * len(levels) - r
         if record:
             trajectory.append(x)
@@ -176,7 +174,8 @@ def _loop(
             callback(StepInfo(i + 1, n, grid.t[i + 1], x, Counts(calls, rows, skipped)))
         if every and (i + 1) % every == 0 and i + 1 < n:
             save(run, RunState(i + 1, x, state, gstate, Counts(calls, rows, skipped), trajectory))
-    _check_finite(sums, first, grid)
+    if not _finite(x):
+        raise _not_finite(grid, _first_bad_step(run, s, unit))
     return Result(x, Counts(calls, rows, skipped), n, torch.stack(trajectory) if record else None)
 
 
@@ -232,18 +231,32 @@ def _adaptive(binding: Binding, solver: Adaptive, guidance: Guidance, grid: Grid
         return pred
 
     x, steps = solver.run(evaluate, x, grid)
-    _check_finite([x.sum()], steps - 1, grid)
+    if not _finite(x):
+        raise _not_finite(grid, grid.steps - 1)
     return Result(x, total, steps)
 
 
-def _check_finite(sums: list[Tensor], first: int, grid: Grid) -> None:
-    """The one host read of a run: name the first step whose points were not finite."""
-    bad = (~torch.stack(sums).isfinite()).nonzero() if sums else []
-    if len(bad):
-        i = first + int(bad[0])
-        raise NonFiniteError(
-            "samples",
-            got=f"NaN or infinity after step {i + 1} of {grid.steps} (t = {grid.t[min(i + 1, grid.steps)]:g})",
-            expected="finite points",
-            remedy="Check the network there, lower the guidance scale, or use float32.",
-        )
+def _finite(x: Tensor) -> bool:
+    """The one host read of a run. NaN and infinity stay to the end: 0 times infinity is NaN."""
+    return bool(x.isfinite().all())
+
+
+def _first_bad_step(run: Run, s: RunState, unit: Callable[..., Any]) -> int:
+    """Make the failed run once more, now reading every step: a run that succeeds should not pay for the search."""
+    fixed = (run.binding, run.solver, run.guidance)
+    first, x, state, gstate, _, _ = s
+    for i in range(first, run.grid.steps):
+        noise = _draws(run, i, x)
+        x, state, gstate, _, _ = unit(fixed, x, run.rows[i], run.levels[i], noise, state, gstate)
+        if not _finite(x):
+            return i
+    return run.grid.steps - 1
+
+
+def _not_finite(grid: Grid, i: int) -> NonFiniteError:
+    return NonFiniteError(
+        "samples",
+        got=f"NaN or infinity after step {i + 1} of {grid.steps} (t = {grid.t[i + 1]:g})",
+        expected="finite points",
+        remedy="Check the network there, lower the guidance scale, or use float32.",
+    )

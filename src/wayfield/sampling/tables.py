@@ -29,9 +29,21 @@ def level_rows(fields: Mapping[str, Denoiser], grid: Grid, plan: Plan, x: Tensor
 
     Raises SingularError if a network's answer says nothing about x0 at some level, or a level is beyond its path.
     """
-    per_net = {name: _levels(name, d.reading, grid, plan.times, x.dtype, x.device) for name, d in fields.items()}
+    readings = tuple((name, d.reading) for name, d in fields.items())
+    return _level_rows(readings, grid, plan.times, x.dtype, x.device)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _level_rows(
+    readings: tuple[tuple[str, Reading], ...],
+    grid: Grid,
+    times: tuple[tuple[float, ...], ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[tuple[dict[str, Level], ...]]:
+    per_net = {name: _levels(name, reading, grid, times, dtype, device) for name, reading in readings}
     at = iter([dict(zip(per_net, rows, strict=True)) for rows in zip(*per_net.values(), strict=True)])
-    return [tuple(next(at) for _ in times) for times in plan.times]
+    return [tuple(next(at) for _ in each) for each in times]
 
 
 @functools.lru_cache(maxsize=_KEPT)
@@ -49,7 +61,6 @@ def solver_rows(solver: Solver, grid: Grid, dtype: torch.dtype, device: torch.de
     return plan, _rows(plan.rows, dtype, device)
 
 
-@functools.lru_cache(maxsize=_KEPT)
 def _levels(
     name: str,
     reading: Reading,

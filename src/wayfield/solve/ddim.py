@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wayfield.core.errors import RangeError
 from wayfield.core.grid import Grid
-from wayfield.solve.roles import Denoise, Plan, Solver, State, falling_only
+from wayfield.solve.roles import Denoise, Plan, Solver, State, falling_only, move, tied_columns
 
 __all__ = ["DDIM", "Ancestral"]
 
@@ -31,6 +31,8 @@ class Row(NamedTuple):
     x0: Tensor
     eps: Tensor
     noise: Tensor
+    keep: Tensor | None
+    clean: Tensor | None
 
 
 @final
@@ -63,16 +65,15 @@ class DDIM(Solver):
             z = self.eta * s * (-torch.expm1(-2 * grid.lam.diff())).sqrt()
         else:
             z = torch.zeros_like(s)
-        return Plan(
-            tuple((t,) for t in grid.t[:-1]), Row(a, (s**2 - z**2).sqrt(), z), (int(self.stochastic),) * grid.steps
-        )
+        eps = (s**2 - z**2).sqrt()
+        row = Row(a, eps, z, *tied_columns(grid, eps))
+        return Plan(tuple((t,) for t in grid.t[:-1]), row, (int(self.stochastic),) * grid.steps)
 
     def step(
         self, denoise: Denoise, x: Tensor, row: Row, state: State, noise: tuple[Tensor, ...], evals: int
     ) -> tuple[Tensor, State]:
         """See `Solver.step`."""
-        pred = denoise(x, 0)
-        x = torch.addcmul(row.x0 * pred.x0, row.eps, pred.eps)
+        x = move(denoise(x, 0), x, row)
         return (torch.addcmul(x, row.noise, noise[0]) if noise else x), state
 
 

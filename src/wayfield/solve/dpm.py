@@ -27,7 +27,7 @@ from torch import Tensor
 
 from wayfield.core.errors import RangeError
 from wayfield.core.grid import Grid
-from wayfield.solve.roles import Denoise, Plan, Solver, State, falling_only
+from wayfield.solve.roles import Denoise, Plan, Solver, State, falling_only, move, tied_columns
 
 __all__ = ["DPM2M", "DPM2S", "DPM3M"]
 
@@ -40,6 +40,8 @@ class MultistepRow(NamedTuple):
     noise: Tensor
     first: Tensor
     second: Tensor
+    keep: Tensor | None
+    clean: Tensor | None
 
 
 class SinglestepRow(NamedTuple):
@@ -87,7 +89,7 @@ class DPM2M(Solver):
         h_prev = torch.cat([h.new_full((1,), float("inf")), h[:-1]])
         first = -a * torch.expm1(-(1 + self.eta) * h) / (2 * h_prev / h)
         first = _zero_where(h.isinf() | h_prev.isinf(), first)
-        row = MultistepRow(a, s * decay, noise, first, torch.zeros_like(h))
+        row = MultistepRow(a, s * decay, noise, first, torch.zeros_like(h), *tied_columns(grid, s * decay))
         return Plan(tuple((t,) for t in grid.t[:-1]), row, (int(self.stochastic),) * grid.steps)
 
     def init(self, x: Tensor) -> State:
@@ -100,7 +102,7 @@ class DPM2M(Solver):
         """See `Solver.step`."""
         (D1,) = state
         pred = denoise(x, 0)
-        x = torch.addcmul(torch.addcmul(row.x0 * pred.x0, row.eps, pred.eps), row.first, pred.x0 - D1)
+        x = torch.addcmul(move(pred, x, row), row.first, pred.x0 - D1)
         return (torch.addcmul(x, row.noise, noise[0]) if noise else x), (pred.x0,)
 
 
@@ -134,7 +136,7 @@ class DPM3M(Solver):
         none = h.isinf() | h1.isinf()
         first = _zero_where(none, a * (phi2 + mixed) / r0)
         second = _zero_where(none | h2.isinf(), -a * mixed / r1)
-        row = MultistepRow(a, s, torch.zeros_like(h), first, second)
+        row = MultistepRow(a, s, torch.zeros_like(h), first, second, *tied_columns(grid, s))
         return Plan(tuple((t,) for t in grid.t[:-1]), row, (0,) * grid.steps)
 
     def init(self, x: Tensor) -> State:
@@ -147,8 +149,7 @@ class DPM3M(Solver):
         """See `Solver.step`."""
         D1, D2 = state
         pred = denoise(x, 0)
-        x = torch.addcmul(row.x0 * pred.x0, row.eps, pred.eps)
-        x = torch.addcmul(torch.addcmul(x, row.first, pred.x0 - D1), row.second, D1 - D2)
+        x = torch.addcmul(torch.addcmul(move(pred, x, row), row.first, pred.x0 - D1), row.second, D1 - D2)
         return x, (pred.x0, D1)
 
 

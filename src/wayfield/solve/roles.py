@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from wayfield.core.errors import GridError
 from wayfield.core.grid import Grid
 from wayfield.core.predict import Prediction
 
-__all__ = ["Denoise", "Plan", "Solver"]
+__all__ = ["Denoise", "Plan", "Solver", "move", "tied_columns"]
 
 Denoise = Callable[[Tensor, int], Prediction]
 """The guided prediction at points x, at the level of the step's k-th evaluation."""
@@ -38,7 +39,7 @@ class Plan:
     """
 
     times: tuple[tuple[float, ...], ...]
-    rows: tuple[Tensor, ...]
+    rows: tuple[Tensor | None, ...]
     draws: tuple[int, ...]
 
 
@@ -81,3 +82,21 @@ def falling_only(grid: Grid, solver: object) -> None:
             expected="falling times",
             remedy=f"{solver!r} cannot invert; use DDIM() or Heun().",
         )
+
+
+def tied_columns(grid: Grid, eps: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Of the move alpha_s x0 + eps_s eps, the coefficients of x and x0 at a point x = alpha_t x0 + sigma_t eps.
+
+    They are k = eps_s / sigma_t and alpha_s - k alpha_t; None on rising grids, where k > 1 would amplify rounding.
+    """
+    if grid.rising:
+        return None, None
+    keep = eps / grid.scales.sigma[:-1]
+    return keep, grid.scales.alpha[1:] - keep * grid.scales.alpha[:-1]
+
+
+def move(pred: Prediction, x: Tensor, row: Any) -> Tensor:
+    """The pair's own move to the next level. row: with members x0, eps, and keep, clean of `tied_columns`."""
+    if pred.tied and row.keep is not None:
+        return torch.addcmul(row.keep * x, row.clean, pred.x0)
+    return torch.addcmul(row.x0 * pred.x0, row.eps, pred.eps)
