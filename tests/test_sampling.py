@@ -14,6 +14,7 @@ from wayfield.core import grid as G
 from wayfield.core.errors import (
     CheckpointError,
     ConditionError,
+    DeviceError,
     DTypeError,
     NonFiniteError,
     RangeError,
@@ -386,6 +387,12 @@ def test_bad_input():
         sample(den, GRID, cond={"label": 1}, guidance=CFG(2.0))
     with pytest.raises(RangeError):
         draw(samples=0)
+    with pytest.raises(DTypeError, match=r"Pass dtype=torch\.float64"):
+        sample(Denoiser(Tiny().double(), PATH, "v", schema=SCHEMA, shape=(6,)), GRID)
+    with pytest.raises(DeviceError, match="Pass device='meta'"):
+        sample(Denoiser(Tiny().to("meta"), PATH, "v", schema=SCHEMA, shape=(6,)), GRID)
+    with pytest.raises(DTypeError, match="like the network"):
+        sample(tiny(), GRID, nets={"weak": Denoiser(Tiny().half(), PATH, "v", schema=SCHEMA)})
     with pytest.raises(UnsupportedError, match="checkpoint"):
         draw(solver=Adaptive(), checkpoint=Checkpoint("x"))
     with pytest.raises(RangeError):

@@ -87,6 +87,27 @@ def test_mixed_precision_network(randn64):
     assert pred.x0.dtype == pred.eps.dtype == torch.float32
 
 
+def test_a_network_of_another_type():
+    """It is given points of its own type; times and the state keep theirs."""
+
+    class Low(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3, bias=False, dtype=torch.bfloat16)
+            nn.init.eye_(self.layer.weight)
+
+        def forward(self, x, time, cond):
+            assert (x.dtype, time.dtype) == (torch.bfloat16, torch.float32)
+            return self.layer(x)
+
+    x = torch.ones(2, 3)
+    pred = Denoiser(Low(), Straight(), "velocity", dtype=torch.bfloat16)(x, 0.5)
+    assert pred.x0.dtype == torch.float32
+    torch.testing.assert_close(pred.x0, 0.5 * x)
+    with pytest.raises(DTypeError, match=r"make the Denoiser with dtype=torch\.bfloat16"):
+        Denoiser(Low(), Straight(), "velocity")(x, 0.5)
+
+
 def test_bad_input(randn64):
     with pytest.raises(UnknownNameError):
         Denoiser(nn.Identity(), Straight(), "velocitee")

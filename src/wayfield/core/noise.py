@@ -30,7 +30,7 @@ from torch import Tensor
 from wayfield.core.errors import RangeError, ShapeError, UnknownNameError
 from wayfield.core.path import Path
 
-__all__ = ["Address", "BrownianNoise", "Noise", "RecordingNoise", "ReplayNoise", "SeededNoise", "uniforms"]
+__all__ = ["INITIAL", "Address", "BrownianNoise", "Noise", "RecordingNoise", "ReplayNoise", "SeededNoise", "uniforms"]
 
 Samples = range | tuple[int, ...]
 INITIAL = -1  # the step number under which the starting noise is drawn

@@ -34,7 +34,7 @@ from wayfield.core.errors import RangeError, SingularError, unknown_name
 from wayfield.core.path import Path, Scales
 from wayfield.core.shapes import expand
 
-__all__ = ["KINDS", "Kind", "Prediction", "convert", "eps_of", "score", "solve", "velocity", "x0_of"]
+__all__ = ["KINDS", "Kind", "Prediction", "check_regular", "convert", "eps_of", "score", "solve", "velocity", "x0_of"]
 
 KINDS = ("x0", "eps", "v", "velocity", "score", "edm")
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from wayfield.core.errors import RangeError, unknown_name
 from wayfield.core.path import Path, Scales
 
-__all__ = ["Tabulated", "abar_of", "tabulated", "zero_terminal"]
+__all__ = ["Tabulated", "abar_of", "from_betas", "tabulated", "zero_terminal"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from wayfield.core.errors import DTypeError, RangeError, ShapeError, unknown_name
+from wayfield.core.errors import DeviceError, DTypeError, RangeError, ShapeError, unknown_name
 from wayfield.core.path import Path
 from wayfield.core.predict import Kind, Prediction
 from wayfield.core.schedule import Tabulated
@@ -134,7 +134,8 @@ class Denoiser:
     path: the path it was trained on / kind: what its answer means, a `Kind` or one of its names.
     time: what it is told of the level, a name from `TIME_INPUTS` / scale_input: divide x by sqrt(sigma^2 + alpha^2
     sigma_data^2) (always on for "edm") / schema: its conditions and which of them mean "none" / shape: its data shape
-    *D, checked where known.
+    *D, checked where known / call: how the network is called, if not by default / dtype: of the points the network is
+    given, if not that of the run; its answer is cast back, and times are never rounded.
     """
 
     net: nn.Module
@@ -145,6 +146,7 @@ class Denoiser:
     schema: Schema = field(default_factory=Schema)
     shape: tuple[int, ...] | None = None
     call: Call | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.kind, str):
@@ -181,6 +183,8 @@ class Denoiser:
     def answer(self, x: Tensor, level: Level, cond: Mapping[str, Tensor]) -> Tensor:
         """The raw network output y, (B, *D)."""
         x_in = x if level.c_in is None else expand(level.c_in, x) * x
+        if self.dtype is not None:
+            x_in = x_in.to(self.dtype)
         y = self.net(x_in, level.c_time, cond) if self.call is None else self.call(self.net, x_in, level.c_time, cond)
         if y.shape != x.shape:
             raise ShapeError(
@@ -211,7 +215,16 @@ class Denoiser:
         return self.denoise(x, self.level(t, dtype=x.dtype, device=x.device), bound)
 
     def check_points(self, x: Tensor) -> None:
-        """Raise ShapeError if the data shape is known and x does not have it."""
+        """Raise an error if x does not suit: ShapeError for its data shape if that is known, DeviceError or DTypeError
+        if the network's weights live elsewhere or have another type.
+        """
+        weight = next((p for p in self.net.parameters() if p.is_floating_point()), None)
+        if weight is not None and weight.device != x.device:
+            remedy = f"Pass device={str(weight.device)!r}, or move the model with .to({str(x.device)!r})."
+            raise DeviceError("points", got=x.device, expected=f"{weight.device}, like the network", remedy=remedy)
+        if weight is not None and weight.dtype != (self.dtype or x.dtype):
+            remedy = f"Pass dtype={weight.dtype}, or make the Denoiser with dtype={weight.dtype}."
+            raise DTypeError("points", got=x.dtype, expected=f"{weight.dtype}, like the network", remedy=remedy)
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
             raise ShapeError(
                 "points", got=tuple(x.shape), expected=("B", *self.shape), remedy="This model was made for that shape."

@@ -11,7 +11,7 @@ from torch import Tensor
 from wayfield.core.predict import Prediction
 from wayfield.field.ask import COND, Ask, Query
 
-__all__ = ["Guidance", "Plain"]
+__all__ = ["Guidance", "Plain", "State"]
 
 State = tuple
 

@@ -96,7 +96,7 @@ def sample(
     device = torch.device(device)
     fields = {"main": denoiser, **(nets or {})}
     noise = noise or SeededNoise(seed, samples)
-    x = _start(denoiser, grid, noise, shape, x, dtype, device)
+    x = _start(fields, grid, noise, shape, x, dtype, device)
     binding = Binding(fields, {"cond": cond, **(conds or {})}, len(x), device, batching or Batching.default(device))
     binding.layout(guidance.needs(), x)  # every condition is checked before the first step
     with torch.no_grad():
@@ -180,7 +180,7 @@ def _loop(
 
 
 def _start(
-    denoiser: Denoiser,
+    fields: Mapping[str, Denoiser],
     grid: Grid,
     noise: Noise,
     shape: Sequence[int] | None,
@@ -192,7 +192,7 @@ def _start(
     if not dtype.is_floating_point:
         raise DTypeError("dtype", got=dtype, expected="a floating-point type", remedy="Use torch.float32.")
     if x is None:
-        want = denoiser.shape if shape is None else tuple(shape)
+        want = fields["main"].shape if shape is None else tuple(shape)
         if want is None:
             raise ShapeError(
                 "data shape", got=None, expected="(*D)", remedy="Pass shape=..., or make the Denoiser with shape=..."
@@ -207,7 +207,8 @@ def _start(
             expected=f"{len(noise.samples)}, the number of samples",
             remedy="Pass samples=len(x).",
         )
-    denoiser.check_points(x)
+    for each in fields.values():
+        each.check_points(x)
     return x
 
 

@@ -23,7 +23,7 @@ from wayfield.core.errors import GridError
 from wayfield.core.grid import Grid
 from wayfield.core.predict import Prediction
 
-__all__ = ["Denoise", "Plan", "Solver", "move", "tied_columns"]
+__all__ = ["Denoise", "Plan", "Solver", "State", "falling_only", "move", "tied_columns"]
 
 Denoise = Callable[[Tensor, int], Prediction]
 """The guided prediction at points x, at the level of the step's k-th evaluation."""
