@@ -157,3 +157,11 @@ PLAIN = {"net": NET, "path": "Straight", "kind": "velocity"}
 def test_bad_specs_are_refused_by_name(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+def test_the_networks_own_type_is_kept():
+    net = build({"net": "ResidualMLP", "shape": [2], "width": 8, "blocks": 1})
+    den = Denoiser(net.bfloat16(), EDM(5.0), "edm", "log_sigma/4", shape=(2,), dtype=torch.bfloat16)
+    spec = through_json(denoiser_spec(den))
+    assert spec["dtype"] == "bfloat16"
+    assert denoiser_from(spec).dtype == torch.bfloat16

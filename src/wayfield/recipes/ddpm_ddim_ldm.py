@@ -10,9 +10,9 @@ Each training seed is sampled with two sampling seeds; criteria are held against
 figures are reported.
 
 The second part trains the same network as a noise predictor on discrete schedules, as DDPM did, and reports (no claim)
-how DDPM and DDIM compare on each of them, with x0 clipped to the pixels' range as DDPM does. Without clipping the
-cosine schedule, which ends at alpha = 5e-5, ruined every sample: there x0 = (x - sigma eps)/alpha multiplies errors by
-2e4.
+how DDPM and DDIM compare on each of them, with and without clipping x0 to the pixels' range as DDPM did. The cosine
+schedule ends at alpha = 5e-5, where x0 = (x - sigma eps)/alpha multiplies the network's error by 2e4: without clipping
+it ruins every sample.
 
 Reference: Shah, Gromis & Pinto 2024, arXiv 2412.14422; Ho et al. 2020; Song et al. 2021; Ho & Salimans 2022. The latent
 part of the paper is not in this recipe.
@@ -153,8 +153,9 @@ def _schedules(
         for setting in SETTINGS:
             if setting.w == 1 and setting.steps in (10, 50, 200):
                 grid = grids.spaced(model.path, setting.steps, "trailing")
-                x, labels, _ = _draw(model, setting, grid, n, 0, clip=True)
-                figures["schedules"][f"{name} {setting.name}"] = judge(x, labels, quick)
+                for clip, suffix in ((False, ""), (True, ", clipped")):
+                    x, labels, _ = _draw(model, setting, grid, n, 0, clip)
+                    figures["schedules"][f"{name} {setting.name}{suffix}"] = judge(x, labels, quick)
 
 
 def _mean(runs: list[dict[str, Any]], setting: str, figure: str) -> float:

@@ -99,6 +99,7 @@ def denoiser_spec(denoiser: Denoiser) -> dict[str, Any]:
         "scale_input": denoiser.scale_input,
         "schema": schema_spec(denoiser.schema),
         "shape": None if denoiser.shape is None else list(denoiser.shape),
+        "dtype": None if denoiser.dtype is None else str(denoiser.dtype).removeprefix("torch."),
     }
 
 
@@ -109,13 +110,14 @@ def denoiser_from(spec: Any, tensors: Mapping[str, Tensor] | None = None, *, see
     """
     if isinstance(spec, Mapping) and "denoiser" in spec:
         spec = spec["denoiser"]
-    optional = ("sigma_data", "time", "scale_input", "schema", "shape")
+    optional = ("sigma_data", "time", "scale_input", "schema", "shape", "dtype")
     check_keys("denoiser", spec, ("net", "path", "kind", *optional), required=("net", "path", "kind"))
     net = build(spec["net"], seed=seed)
     if tensors is not None:
         net.load_state_dict(dict(tensors))
         net.eval().requires_grad_(False)
     kind, shape = Kind(spec["kind"], spec.get("sigma_data", 0.5)), spec.get("shape")
+    dtype = None if spec.get("dtype") is None else getattr(torch, spec["dtype"])
     return Denoiser(
         net,
         path_from(spec["path"]),
@@ -124,6 +126,7 @@ def denoiser_from(spec: Any, tensors: Mapping[str, Tensor] | None = None, *, see
         spec.get("scale_input", False),
         schema_from(spec.get("schema", {})),
         None if shape is None else tuple(shape),
+        dtype=dtype,
     )
 
 
