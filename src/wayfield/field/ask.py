@@ -57,12 +57,13 @@ class Counts(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One network call: several branches of one network, concatenated."""
+    """One network call: several branches of one network, concatenated; sizes: rows of each."""
 
     net: str
     denoiser: Denoiser
     queries: tuple[Query, ...]
     cond: Cond
+    sizes: list[int]
 
 
 @final
@@ -107,7 +108,8 @@ class Binding:
                 groups.setdefault(q.net, []).append(q)
             parts = [(net, tuple(p)) for net, group in groups.items() for p in self.batching.split(group, x)]
             known = self._layouts[queries] = tuple(
-                Call(net, self.nets[net], part, concat([self.cond(q) for q in part])) for net, part in parts
+                Call(net, self.nets[net], part, concat([self.cond(q) for q in part]), [len(x)] * len(part))
+                for net, part in parts
             )
         return known
 
@@ -147,17 +149,16 @@ class Ask:
         return Prediction(x0, lambda: torch.addcmul(level.point_x * x, level.point_x0, x0), tied=True)
 
     def _evaluate(self, call: Call) -> None:
-        queries = call.queries
-        k, x, level = len(queries), self.x, self.levels[call.net]
-        if k > 1:
-            x = torch.cat([x] * k)
-            if level.alpha.ndim:
-                level = level.map(lambda c: c.repeat(k))
-        pair = call.denoiser.denoise(x, level, call.cond)
+        net, denoiser, queries, cond, sizes = call
+        k, x, level = len(queries), self.x, self.levels[net]
         self.calls += 1
-        self.rows += x.shape[0]
         if k == 1:
-            self._known[queries[0]] = pair
+            self.rows += sizes[0]
+            self._known[queries[0]] = denoiser.denoise(x, level, cond)
             return
-        for i, x0 in enumerate(pair.x0.split_with_sizes([self.x.shape[0]] * k)):
-            self._known[queries[i]] = Prediction(x0, lambda i=i: pair.eps.chunk(k)[i], tied=True)
+        if level.alpha.ndim:
+            level = level.map(lambda c: c.repeat(k))
+        pair = denoiser.denoise(torch.cat([x] * k), level, cond)
+        self.rows += k * sizes[0]
+        for i, x0 in enumerate(pair.x0.split_with_sizes(sizes)):
+            self._known[queries[i]] = Prediction(x0, lambda i=i: pair.eps.chunk(k)[i], True)

@@ -25,6 +25,11 @@ class Field:
     dtype: str = "int64"
     values: int | None = None
 
+    def spread(self, x: Any, batch: int, device: torch.device | str) -> Tensor:
+        """One value for all rows: (batch, *shape) on `device`."""
+        one = torch.as_tensor(x, dtype=getattr(torch, self.dtype), device=device)
+        return one.reshape(self.shape).expand(batch, *self.shape)
+
     def check(self, name: str, x: Any, batch: int, device: torch.device) -> Tensor:
         """The tensor (batch, *shape) on `device`; one value serves all rows. Raises ConditionError on a misfit."""
         dtype = getattr(torch, self.dtype)
@@ -37,13 +42,15 @@ class Field:
             raise ConditionError(
                 f"condition {name!r}", got=tuple(x.shape), expected=(batch, *self.shape), remedy="One row per sample."
             )
-        if self.values is not None and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < self.values:
-            raise ConditionError(
-                f"condition {name!r}",
-                got=f"{int(x.min())}..{int(x.max())}",
-                expected=f"0..{self.values - 1}",
-                remedy="Use a value the model knows.",
-            )
+        if self.values is not None and x.numel():
+            low, high = (int(v) for v in x.aminmax())
+            if low < 0 or high >= self.values:
+                raise ConditionError(
+                    f"condition {name!r}",
+                    got=f"{low}..{high}",
+                    expected=f"0..{self.values - 1}",
+                    remedy="Use a value the model knows.",
+                )
         return x.to(device=device, dtype=dtype)
 
 
@@ -65,6 +72,8 @@ class Schema:
                 expected=sorted(self.fields),
                 remedy="Give a null value for every field.",
             )
+        if self.null is not None:  # checked once here, trusted by bind_null
+            self.bind(self.null, 1, torch.device("cpu"))
 
     def bind(self, cond: Mapping[str, Any] | None, batch: int, device: torch.device | str) -> Cond:
         """A checked condition for `batch` rows. None means the null condition. Raises ConditionError or
@@ -92,7 +101,7 @@ class Schema:
                 expected="a model trained with label dropping",
                 remedy="Give a condition, use w = 1, or train with drop > 0.",
             )
-        return self.bind(self.null, batch, device)
+        return {name: f.spread(self.null[name], batch, device) for name, f in self.fields.items()}
 
 
 def concat(conds: list[Cond]) -> Cond:
