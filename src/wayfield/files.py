@@ -95,13 +95,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(FilePath(path).read_text())
     except FileNotFoundError:
-        raise _bad(path, "no such file", "Check the path.") from None
+        raise _bad(path, "no such file", "Check the path.", "a JSON file") from None
     except (OSError, ValueError) as error:
-        raise _bad(path, f"not readable as JSON ({error})", "Restore it from a copy.") from error
+        raise _bad(path, f"not readable as JSON ({error})", "Correct it, or restore a copy.", "a JSON file") from error
 
 
-def _bad(path: str | os.PathLike[str], got: str, remedy: str) -> CheckpointError:
-    return CheckpointError(f"file {os.fspath(path)!r}", got=got, expected="a file written by wayfield", remedy=remedy)
+def _bad(
+    path: str | os.PathLike[str], got: str, remedy: str, expected: str = "a file written by wayfield"
+) -> CheckpointError:
+    return CheckpointError(f"file {os.fspath(path)!r}", got=got, expected=expected, remedy=remedy)
 
 
 def _safetensors() -> Any:

@@ -50,6 +50,15 @@ def test_floors(path):
             assert FLOOR[other] <= FLOOR[me], f"{me} may not import {module}"
 
 
+@pytest.mark.parametrize("folder", ["guide", "solve"])
+def test_methods_do_not_import_each_other(folder):
+    for path in sorted((SRC / folder).glob("*.py")):
+        if path.stem not in ("__init__", "roles"):
+            for module, _ in imports(path):
+                mine = module.startswith(f"wayfield.{folder}.")
+                assert not mine or module == f"wayfield.{folder}.roles", f"{path.name} imports {module}"
+
+
 def test_core_stands_on_torch_alone():
     allowed = {"torch", "wayfield", *sys.stdlib_module_names}
     for path in FILES:

@@ -84,14 +84,13 @@ def sample(
 
     denoiser: the main network; it may have been trained on another path than the grid's / grid: the times to visit.
     samples: a count, or the addresses of the samples wanted / seed: of the noise / noise: instead of both.
-    cond: the main condition, None for unconditional; one value serves all rows / conds: further named conditions, e.g.
-    {"negative": ...}.
-    nets: further networks by name / x: start from these points (B, *D) at the grid's first time instead of noise.
+    cond: the main condition, None for unconditional; one value serves all rows.
+    conds: further named conditions, e.g. {"negative": ...} / nets: further networks by name / x: start from these
+    points (B, *D) at the grid's first time instead of noise.
     shape: data shape *D, where the denoiser does not know it / dtype: of the state; networks may run in another.
     compile: one graph per plan; True for inductor or a backend's name / checkpoint: save and resume.
-    Raises SingularError, ShapeError, DTypeError, ConditionError, UnknownNameError, CheckpointError before the first
-    step and
-    NonFiniteError, naming the step, at the end.
+    Raises SingularError, ShapeError, DTypeError, DeviceError, ConditionError, UnknownNameError, UnsupportedError or
+    CheckpointError before the first step, and NonFiniteError, naming the step, at the end.
     """
     device = torch.device(device)
     fields = {"main": denoiser, **(nets or {})}
