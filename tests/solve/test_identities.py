@@ -135,6 +135,21 @@ def test_first_order_sde_solver_is_ancestral(path):
         torch.testing.assert_close(getattr(sde, name), getattr(ancestral, name), rtol=1e-10, atol=1e-12)
 
 
+def test_2m_is_the_papers_algorithm_on_an_uneven_grid(path, mixture, randn64):
+    """x_r = (s_r/s_t) x - a_r expm1(-h) Dbar, Dbar = (1 + 1/(2q)) D - D_prev/(2q), q = h_prev/h (card, section 6.5)."""
+    den, x = mixture(path, d=2), randn64(5, 2)
+    grid = levels(path, -2.0, -1.7, 0.3, 0.9, 3.0)
+    out = sample(den, grid, x=x, samples=5, solver=DPM2M(), dtype=torch.float64).x
+    a, s, h = grid.scales.alpha, grid.scales.sigma, grid.lam.diff()
+    want, before = x, None
+    for i in range(4):
+        D = den(want, grid.t[i]).x0
+        q = None if before is None else h[i - 1] / h[i]
+        mixed = D if q is None else (1 + 1 / (2 * q)) * D - before / (2 * q)
+        want, before = s[i + 1] / s[i] * want - a[i + 1] * torch.expm1(-h[i]) * mixed, D
+    torch.testing.assert_close(out, want, rtol=1e-11, atol=1e-11)
+
+
 def test_churn_without_churn_is_heun(path, mixture, randn64):
     den, x = mixture(path, d=2), randn64(5, 2)
     grid = G.karras(path, 6, sigma_min=0.05, sigma_max=8.0)
