@@ -78,3 +78,17 @@ def test_adaptive_error_follows_its_tolerance(mixture):
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 2e-3
     assert runs[0].counts.rows < runs[1].counts.rows < runs[2].counts.rows
+
+
+def test_adaptive_rejects_what_is_too_coarse(mixture):
+    """A first step far too long must be taken back: the error is then that of the tolerance, not that of the step."""
+    den = mixture(VP())
+    grid = G.Grid(VP(), G.log_snr(VP(), 10, start=HI, end=LO).t[:-1])
+    x = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None] * float(grid.scales.sigma[0])
+    want = den.net.flow(x, grid.t[0], grid.t[-1])
+
+    def run(first):
+        return sample(den, grid, x=x, samples=7, solver=Adaptive(1e-3, 1e-3, first=first), dtype=torch.float64).x
+
+    fine, coarse = (float((run(first) - want).abs().max()) for first in (0.02, 2.5))
+    assert coarse < 3 * fine
