@@ -108,3 +108,18 @@ def test_missing_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(MissingExtraError, match=r"wayfield\[zoo\]"):
         files.write(tmp_path / "x", {}, {})
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    files.write(path, TENSORS, {"step": 1})
+    before, real, seen = path.read_bytes(), os.replace, []
+
+    def replace(source, target):
+        seen.append(path.read_bytes() == before and files.read(source)[1] == {"step": 2})
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    files.write(path, TENSORS, {"step": 2})
+    assert seen == [True]
+    assert files.read(path)[1] == {"step": 2}
