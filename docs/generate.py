@@ -45,7 +45,7 @@ def write(docs: Path, members: Members, offered: Mapping[str, list[str]]) -> Non
             old.unlink()
     for name, text in pages.items():
         _keep(folder / name, text)
-    _keep(docs / "methods.md", "\n".join(_methods()))
+    _keep(docs / "methods.md", "\n".join(_methods(docs)))
 
 
 def _keep(path: Path, text: str) -> None:
@@ -95,8 +95,8 @@ def _index(members: Members, top: list[str]) -> list[str]:
     return [*out, *_title("Names at the top", "-"), f"``import wayfield as wf`` offers {offered}.", ""]
 
 
-def _methods() -> list[str]:
-    """The registry as a page."""
+def _methods(docs: Path) -> list[str]:
+    """The registry as a page, with the picture that each recipe made."""
     out = [
         "# Methods",
         "",
@@ -111,6 +111,10 @@ def _methods() -> list[str]:
         recipe = line.recipe.partition(":")[0]
         cells = (f"`{line.name}`", line.title, line.paper, f"`{line.module}`", f"`{recipe}`")
         out.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    for line in registry.METHODS.values():
+        picture = f"images/{line.name}.png"
+        if (docs / picture).exists():
+            out += ["", f"![what `wayfield run {line.name}` measured]({picture})", "", f"*`wayfield run {line.name}`*"]
     out += ["", "## Solvers by name", "", "| name | what it is |", "|---|---|"]
     out += [f"| `{name}` | {part.note} |" for name, part in registry.SOLVERS.items()]
     out += ["", "## Grids by name", "", "| name | what it is |", "|---|---|"]
