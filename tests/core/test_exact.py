@@ -122,7 +122,7 @@ def test_empirical_is_a_mixture_without_width(path, randn64):
 
 
 def test_empirical_without_noise_is_the_nearest_member(randn64):
-    data = randn64(5, 2)
+    data = 10 * randn64(5, 300)
     net = Empirical(Straight(), data)
     torch.testing.assert_close(net(data + 0.01, t64(0.0), {}), data, rtol=0, atol=0)
 

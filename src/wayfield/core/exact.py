@@ -186,13 +186,16 @@ class Empirical(nn.Module):
         a, s, _, _ = self.path.scales(time.to(self.data.dtype))
         m, z = flatten(self.data), flatten(x)
         a, s = expand(a, z), expand(s, z)
-        # |z - a m|^2 up to the part that all members share
-        score = (a * (z @ m.T) - 0.5 * a**2 * m.square().sum(1)) / (s**2).clamp(min=torch.finfo(z.dtype).tiny)
+        # -|z - a m|^2 / 2 up to the part that all members share; the best member is taken off before dividing by the
+        # variance, so that without noise it weighs 1 and all others 0
+        score = a * (z @ m.T) - 0.5 * a**2 * m.square().sum(1)
         label = cond.get("label")
         if label is not None:
             allowed = (self.labels == label[:, None]) | (label[:, None] > self.labels.max())
             score = score.masked_fill(~allowed, -math.inf)
-        return ((score - score.amax(1, keepdim=True)).softmax(1) @ m).reshape(x.shape)
+        behind = score - score.amax(1, keepdim=True)
+        weights = (behind / (s**2).clamp(min=torch.finfo(z.dtype).tiny)).softmax(1)
+        return (weights @ m).reshape(x.shape)
 
 
 def gaussian(path: Path, mean: Tensor, cov: Tensor) -> Mixture:

@@ -29,6 +29,7 @@ DATASETS: Mapping[str, str] = {
     "digits": "wayfield.data.digits:digits",
     "digits-train": "wayfield.data.digits:train",
     "digits-test": "wayfield.data.digits:test",
+    "shapes-240": "wayfield.data.shapes:shapes",
 }
 """Name -> "module:function" of a function without arguments that returns the dataset; imported when asked for."""
 
