@@ -25,11 +25,11 @@ from wayfield.core.errors import (
 )
 from wayfield.core.noise import BrownianNoise, RecordingNoise, ReplayNoise, SeededNoise
 from wayfield.core.path import EDM, VP, Straight, Trig
-from wayfield.field.ask import Counts
+from wayfield.field.ask import COND, Ask, Counts
 from wayfield.field.batching import Batching
 from wayfield.field.cond import Field, Schema
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG, Plain
+from wayfield.guide import CFG, Guidance, Plain
 from wayfield.sampling import Checkpoint, sample
 from wayfield.solve import (
     DDIM,
@@ -363,6 +363,28 @@ def test_nan_is_named_with_its_step():
         sample(Denoiser(Breaks(), Straight(), "velocity", shape=(2,)), grid)
     with pytest.raises(NonFiniteError):
         sample(Denoiser(Breaks(), Straight(), "velocity", shape=(2,)), grid, solver=Adaptive(max_steps=50))
+
+
+def test_tables_kept_from_inference_mode_serve_gradients():
+    """A run in inference mode must not leave tensors behind that a later gradient through the levels cannot use."""
+
+    class Slope(Guidance):
+        branches = 1  # pyright: ignore[reportAssignmentType]
+
+        def needs(self):
+            return ()
+
+        def __call__(self, ask, state):
+            with torch.enable_grad():
+                x = ask.x.detach().requires_grad_()
+                (pred,) = Ask(ask.binding, x, ask.levels)(COND)
+                (g,) = torch.autograd.grad(pred.x0.square().sum(), x)
+            return ask.point(pred.x0.detach() - 0.01 * g), state
+
+    grid = G.karras(PATH, 5, sigma_min=0.07, sigma_max=11.0)
+    with torch.inference_mode():
+        sample(tiny(), grid, cond={"label": 1})
+    assert bool(sample(tiny(), grid, cond={"label": 1}, guidance=Slope()).x.isfinite().all())
 
 
 def test_bad_input():

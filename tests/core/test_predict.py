@@ -5,7 +5,7 @@ import torch
 
 from wayfield.core.errors import RangeError, SingularError, UnknownNameError
 from wayfield.core.path import Scales, Straight, Trig
-from wayfield.core.predict import KINDS, Kind, Prediction, check_regular, convert, eps_of, score, solve, velocity, x0_of
+from wayfield.core.predict import KINDS, Kind, Prediction, check_regular, convert, score, solve, velocity
 from wayfield.core.schedule import tabulated
 
 T = torch.tensor([0.011, 0.2, 0.5, 0.83, 0.98], dtype=torch.float64)
@@ -37,8 +37,6 @@ def test_definitions_by_hand(path, randn64):
     torch.testing.assert_close(velocity(truth, scales), da * truth.x0 + ds * truth.eps, rtol=1e-14, atol=0)
     torch.testing.assert_close(score(truth, scales), -truth.eps / s, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(score(truth, scales), (a * truth.x0 - x) / s**2, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(x0_of(x, truth.eps, scales), truth.x0, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(eps_of(x, truth.x0, scales), truth.eps, rtol=1e-9, atol=1e-9)
 
 
 def test_velocity_is_the_time_derivative_of_the_path(path, randn64):
@@ -68,8 +66,7 @@ def test_edm_row_is_the_papers_preconditioning(path, randn64):
 def test_error_factors(path, randn64):
     """eps, u and v errors are -(a/s), -(d/s), -((a^2 + s^2)/s) times the x0 error."""
     truth, x, scales = pair(path, randn64)
-    other = Prediction(truth.x0 + randn64(5, 3, 2, seed=3), lambda: torch.zeros(()))
-    other = Prediction(other.x0, eps_of(x, other.x0, scales))
+    other = solve("x0", truth.x0 + randn64(5, 3, 2, seed=3), x, scales)
     D = other.x0 - truth.x0
     a, s, da, ds = (c[:, None, None] for c in scales)
     factors = {"eps": a / s, "velocity": (a * ds - da * s) / s, "v": (a**2 + s**2) / s}

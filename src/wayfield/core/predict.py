@@ -34,7 +34,7 @@ from wayfield.core.errors import RangeError, SingularError, unknown_name
 from wayfield.core.path import Path, Scales
 from wayfield.core.shapes import expand
 
-__all__ = ["KINDS", "Kind", "Prediction", "check_regular", "convert", "eps_of", "score", "solve", "velocity", "x0_of"]
+__all__ = ["KINDS", "Kind", "Prediction", "check_regular", "convert", "score", "solve", "velocity"]
 
 KINDS = ("x0", "eps", "v", "velocity", "score", "edm")
 
@@ -140,16 +140,6 @@ def check_regular(kind: Kind, path: Path, t: Tensor) -> None:
             expected=f"{end} > 0",
             remedy=f"Start at another level, or use a model that predicts {others}.",
         )
-
-
-def x0_of(x: Tensor, eps: Tensor, scales: Scales) -> Tensor:
-    """(x - sigma eps) / alpha: the clean data of a point whose noise is known."""
-    return (x - expand(scales.sigma.to(x.dtype), x) * eps) / expand(scales.alpha.to(x.dtype), x)
-
-
-def eps_of(x: Tensor, x0: Tensor, scales: Scales) -> Tensor:
-    """(x - alpha x0) / sigma: the noise of a point whose clean data are known."""
-    return (x - expand(scales.alpha.to(x.dtype), x) * x0) / expand(scales.sigma.to(x.dtype), x)
 
 
 def score(prediction: Prediction, scales: Scales) -> Tensor:

@@ -38,7 +38,7 @@ from wayfield.field.denoiser import Denoiser
 from wayfield.guide import CFG, Clip
 from wayfield.measure import Moments, SmallSampleWarning, frechet_distance
 from wayfield.progress import track
-from wayfield.recipes.report import Criterion, Report
+from wayfield.recipes.report import Criterion, Report, at_least, at_most
 from wayfield.sampling import sample
 from wayfield.solve import DDIM, Solver
 from wayfield.train.run import train
@@ -166,14 +166,12 @@ def _verdict(runs: list[dict[str, Any]]) -> tuple[Criterion, ...]:
     """The card's criteria on the means; bars are never adapted to what was measured."""
     fd = {s.name: _mean(runs, s.name, "fd") for s in SETTINGS}
     gain = _mean(runs, "ddim-20 w=1.25", "accuracy") - _mean(runs, "ddim-20", "accuracy")
-    few, mild = fd["ddim-10"] / fd["ancestral-10"], fd["ddim-20 w=1.25"] / fd["ddim-20"]
-    strong, many = fd["ddim-20 w=2"] / fd["ddim-20"], fd["ancestral-200"] / fd["ddim-20"]
     return (
-        Criterion("FD ddim-10 / FD ancestral-10, at most", few, 0.75, few <= 0.75),
-        Criterion("FD ddim-20 w=1.25 / FD ddim-20, at most", mild, 1.0, mild <= 1.0),
-        Criterion("accuracy ddim-20 w=1.25 - ddim-20, at least", gain, 0.01, gain >= 0.01),
-        Criterion("FD ddim-20 w=2 / FD ddim-20, at least", strong, 2.0, strong >= 2.0),
-        Criterion("FD ancestral-200 / FD ddim-20, at most", many, 1.0, many <= 1.0),
+        at_most("FD ddim-10 / FD ancestral-10, at most", fd["ddim-10"] / fd["ancestral-10"], 0.75),
+        at_most("FD ddim-20 w=1.25 / FD ddim-20, at most", fd["ddim-20 w=1.25"] / fd["ddim-20"], 1.0),
+        at_least("accuracy ddim-20 w=1.25 - ddim-20, at least", gain, 0.01),
+        at_least("FD ddim-20 w=2 / FD ddim-20, at least", fd["ddim-20 w=2"] / fd["ddim-20"], 2.0),
+        at_most("FD ancestral-200 / FD ddim-20, at most", fd["ancestral-200"] / fd["ddim-20"], 1.0),
     )
 
 

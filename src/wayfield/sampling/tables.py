@@ -1,7 +1,8 @@
 """The numbers of a run, laid out once: levels of every network and coefficients of the solver, per step.
 
 They depend on frozen descriptions alone (grid, solver, how a network is read), not on weights or data. So they are kept
-for the next run on the same grid; they are never written to.
+for the next run on the same grid; they are never written to, and are ordinary tensors even if the run that made them
+was in inference mode.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def level_rows(fields: Mapping[str, Denoiser], grid: Grid, plan: Plan, x: Tensor
 
 
 @functools.lru_cache(maxsize=_KEPT)
+@torch.inference_mode(False)
 def _level_rows(
     readings: tuple[tuple[str, Reading], ...],
     grid: Grid,
@@ -47,6 +49,7 @@ def _level_rows(
 
 
 @functools.lru_cache(maxsize=_KEPT)
+@torch.inference_mode(False)
 def solver_rows(solver: Solver, grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Plan, list[Any]]:
     """The plan and its coefficients, one NamedTuple of 0-dim tensors per step. Raises SingularError unless finite."""
     plan = solver.plan(grid)

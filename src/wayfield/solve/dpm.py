@@ -32,12 +32,22 @@ from wayfield.solve.roles import Denoise, Plan, Solver, State, falling_only, mov
 __all__ = ["DPM2M", "DPM2S", "DPM3M"]
 
 
-class MultistepRow(NamedTuple):
-    """Coefficients of x0, eps, noise, and of the differences D - D1 and D1 - D2."""
+class Row2M(NamedTuple):
+    """The move (x0, eps; keep, clean if the pair is tied), noise, and the correction by D - D1."""
 
     x0: Tensor
     eps: Tensor
     noise: Tensor
+    first: Tensor
+    keep: Tensor | None
+    clean: Tensor | None
+
+
+class Row3M(NamedTuple):
+    """The move, and the corrections by D - D1 and D1 - D2."""
+
+    x0: Tensor
+    eps: Tensor
     first: Tensor
     second: Tensor
     keep: Tensor | None
@@ -89,7 +99,7 @@ class DPM2M(Solver):
         h_prev = torch.cat([h.new_full((1,), float("inf")), h[:-1]])
         first = -a * torch.expm1(-(1 + self.eta) * h) / (2 * h_prev / h)
         first = _zero_where(h.isinf() | h_prev.isinf(), first)
-        row = MultistepRow(a, s * decay, noise, first, torch.zeros_like(h), *tied_columns(grid, s * decay))
+        row = Row2M(a, s * decay, noise, first, *tied_columns(grid, s * decay))
         return Plan(tuple((t,) for t in grid.t[:-1]), row, (int(self.stochastic),) * grid.steps)
 
     def init(self, x: Tensor) -> State:
@@ -97,7 +107,7 @@ class DPM2M(Solver):
         return (torch.zeros_like(x),)
 
     def step(
-        self, denoise: Denoise, x: Tensor, row: MultistepRow, state: State, noise: tuple[Tensor, ...], evals: int
+        self, denoise: Denoise, x: Tensor, row: Row2M, state: State, noise: tuple[Tensor, ...], evals: int
     ) -> tuple[Tensor, State]:
         """See `Solver.step`."""
         (D1,) = state
@@ -136,7 +146,7 @@ class DPM3M(Solver):
         none = h.isinf() | h1.isinf()
         first = _zero_where(none, a * (phi2 + mixed) / r0)
         second = _zero_where(none | h2.isinf(), -a * mixed / r1)
-        row = MultistepRow(a, s, torch.zeros_like(h), first, second, *tied_columns(grid, s))
+        row = Row3M(a, s, first, second, *tied_columns(grid, s))
         return Plan(tuple((t,) for t in grid.t[:-1]), row, (0,) * grid.steps)
 
     def init(self, x: Tensor) -> State:
@@ -144,7 +154,7 @@ class DPM3M(Solver):
         return torch.zeros_like(x), torch.zeros_like(x)
 
     def step(
-        self, denoise: Denoise, x: Tensor, row: MultistepRow, state: State, noise: tuple[Tensor, ...], evals: int
+        self, denoise: Denoise, x: Tensor, row: Row3M, state: State, noise: tuple[Tensor, ...], evals: int
     ) -> tuple[Tensor, State]:
         """See `Solver.step`."""
         D1, D2 = state
