@@ -7,11 +7,16 @@ PEERS := k-diffusion==0.1.1 azula==0.11.1
 STAMP = $(VENV)/.$(1)-$(shell cat pyproject.toml constraints.txt Makefile | cksum | tr ' ' '-')
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench docs
+.PHONY: demo test lint bench docs data
 demo: $(call STAMP,cli)
 	$(BIN)/wayfield demo --out runs/demo
 
+# real sets of pictures from other registries, into ~/.cache/wayfield; see docs/real-data.md
+data: $(call STAMP,data)
+	$(BIN)/python -m wayfield.data.get
+
 test: $(call STAMP,test)
+	@$(BIN)/python -m wayfield.data.get --patience 60 || echo "tests of the sets that are not available are skipped"
 	$(BIN)/python -m pytest -n 2
 
 lint: $(call STAMP,test)

@@ -48,7 +48,7 @@ _COUNT = len(SCENES)
 _SIDE = SHAPE[-1]
 _RADIUS = {"small": 4.0, "large": 7.0}
 _OFFSET = {"centre": (0, 0), "left": (-8, 0), "right": (8, 0), "top": (0, -8), "bottom": (0, 8)}
-_COLOUR = {
+COLOUR_VALUES = {
     "red": (1, 0, 0),
     "green": (0, 1, 0),
     "blue": (0, 0, 1),
@@ -91,7 +91,7 @@ def _paint(scene: Scene) -> Tensor:
     x, y = axis[None, :] - dx, axis[:, None] - dy
     d = _DISTANCE[scene.shape](x, y, _RADIUS[scene.size]).expand(_SIDE, _SIDE)
     cover = ((0.5 - d).clamp(0, 1) * 256).round() / 256
-    colour = torch.tensor(_COLOUR[scene.colour], dtype=torch.float64)
+    colour = torch.tensor(COLOUR_VALUES[scene.colour], dtype=torch.float64)
     return 2 * colour[:, None, None] * cover - 1
 
 

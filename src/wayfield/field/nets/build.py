@@ -16,7 +16,9 @@ from typing import Any
 from torch import nn
 
 from wayfield.core.errors import DTypeError, UnknownNameError, unknown_name
+from wayfield.field.nets.autoencoder import Autoencoder, AutoencoderConfig
 from wayfield.field.nets.classifier import Classifier, ClassifierConfig
+from wayfield.field.nets.detector import Detector, DetectorConfig
 from wayfield.field.nets.dit import DiT, DiTConfig
 from wayfield.field.nets.mlp import ResidualMLP, ResidualMLPConfig
 from wayfield.field.nets.unet import UNet, UNetConfig
@@ -24,7 +26,9 @@ from wayfield.field.nets.unet import UNet, UNetConfig
 __all__ = ["NETS", "build", "spec_of"]
 
 NETS: dict[str, tuple[type, type]] = {
+    "Autoencoder": (Autoencoder, AutoencoderConfig),
     "Classifier": (Classifier, ClassifierConfig),
+    "Detector": (Detector, DetectorConfig),
     "DiT": (DiT, DiTConfig),
     "ResidualMLP": (ResidualMLP, ResidualMLPConfig),
     "UNet": (UNet, UNetConfig),
