@@ -17,6 +17,7 @@ sys.path[:0] = [str(HERE), str(SOURCE)]
 import docstrings  # noqa: E402
 import generate  # noqa: E402
 import links  # noqa: E402
+import zoo_page  # noqa: E402
 
 import wayfield  # noqa: E402
 
@@ -106,6 +107,7 @@ def setup(app: Sphinx) -> None:
     links.setup(app, SOURCE / "wayfield", top)
     found = links.Links.inventory
     generate.write(HERE, found.members, found.offered)
+    zoo_page.write(HERE)
     app.connect("autodoc-process-docstring", rewrite)
     app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-skip-member", skip)

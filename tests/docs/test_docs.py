@@ -23,7 +23,7 @@ from wayfield.train import TrainConfig, setup
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GENERATED = {"methods.md", "api/index.rst"}  # by docs/generate.py
+GENERATED = {"methods.md", "zoo.md", "api/index.rst"}  # by docs/generate.py
 PAGES = [page for page in sorted(DOCS.glob("*.md")) if page.name not in GENERATED]
 PROSE = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

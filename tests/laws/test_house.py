@@ -18,8 +18,8 @@ FLOORS = [  # a file imports from its own floor's folder and from lower floors o
     {"field"},
     {"guide", "solve", "train", "measure", "data"},
     {"sampling"},
-    {"zoo"},
-    {"recipes", "bench", "plots", "registry"},
+    {"zoo", "plots", "registry"},
+    {"recipes", "bench"},
     {"demo", "html", "cli", "doors"},
 ]
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}

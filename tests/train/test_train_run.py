@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
+import wayfield as wf
 from wayfield import files
 from wayfield.core.errors import ConditionError, DTypeError, ShapeError, UnknownNameError
+from wayfield.data.digits import digits
 from wayfield.train import denoiser_from, setup, train
 
 CONFIG = {
@@ -48,6 +50,26 @@ def test_data_decide_what_the_network_leaves_open():
     plain, _, _ = setup(CONFIG | {"conditions": []})
     assert plain.schema.fields == {}
     assert plain.net.config.num_classes == 0
+
+
+def test_without_conditions_the_model_is_unconditional(tmp_path):
+    small = CONFIG | {"conditions": [], "train": {"steps": 2, "batch": 4, "drop": 0.3}}
+    train(small, tmp_path, progress=False, device="cpu")
+    model = wf.load(str(tmp_path / "model.safetensors"))
+    assert model.schema.fields == {}
+    drawn = wf.sample(model, wf.karras(model.path, 2, sigma_max=10.0), samples=3)
+    assert drawn.x.shape == (3, 1, 8, 8)
+    with pytest.raises(UnknownNameError, match="label"):
+        model(drawn.x, 0.5, {"label": 3})
+
+
+def test_data_given_as_a_mapping_reach_the_loader_and_the_record(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("wayfield.train.prepare.load_dataset", lambda spec: asked.append(spec) or digits("test"))
+    spec = {"folder": "pictures", "size": 8, "labels": None}
+    train(CONFIG | {"data": spec, "train": {"steps": 2, "batch": 4}}, tmp_path, progress=False, device="cpu")
+    assert asked == [spec]
+    assert files.read(tmp_path / "model.safetensors")[1]["config"]["data"] == spec
 
 
 def test_the_seed_of_the_training_is_that_of_the_network():

@@ -1,4 +1,4 @@
-"""A training of a second, for tests that interrupt or spread one; as a program: tiny_training.py OUT [SLOW]."""
+"""A training of a second, for tests that interrupt or spread one; as a program: tiny_training.py OUT [slow | muon]."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ def config(**changes) -> TrainConfig:
 
 
 LONG = {"steps": 300, "save_every": 4}
+MUON = {"optimizer": "muon", "weight_decay": 0.1}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # as in conftest.py: matrix products round differently under other settings of threads
-    if len(sys.argv) > 2:  # every save takes a while, so that a kill can fall into one
+    how = sys.argv[2] if len(sys.argv) > 2 else ""
+    if how == "slow":  # every save takes a while, so that a kill can fall into one
         fsync = os.fsync
         os.fsync = lambda fd: (fsync(fd), time.sleep(0.02))[0]
-        fit(denoiser(), points(), config(**LONG), out=sys.argv[1], progress=False)
-    else:
-        fit(denoiser(), points(), config(), out=sys.argv[1], progress=False)
+    settings = {"slow": LONG, "muon": MUON, "": {}}[how]
+    fit(denoiser(), points(), config(**settings), out=sys.argv[1], progress=False)

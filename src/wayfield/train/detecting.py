@@ -3,8 +3,8 @@ r"""Training a reader of pictures with several objects: what its maps should say
 The truth of a picture is a short table of objects. A reader that learnt from clean pictures alone would misjudge
 generated ones, so half of the pictures it learns from are noisy and half are blurred, each by a strength of its own.
 
-.. math:: \ell = \frac1K \Big[ \sum_{ij} f(y_{ij}, p_{ij}) + \sum_k \Big( -\log q^{form}_k - \log q^{colour}_k
-   - \log q^{size}_k + |o_k - o^*_k|_1 \Big) \Big], \quad
+.. math:: \ell = \frac1K [ \sum_{ij} f(y_{ij}, p_{ij}) + \sum_k ( -\log q^{form}_k - \log q^{colour}_k
+   - \log q^{size}_k + |o_k - o^*_k|_1 ) ], \quad
    f = \begin{cases} -(1 - p)^2 \log p & y = 1 \\ -(1 - y)^4 p^2 \log(1 - p) & y < 1 \end{cases}
 
 y is 1 in the cell of each centre and falls off around it like a Gaussian of one cell; p is the sigmoid of the heat, q_k

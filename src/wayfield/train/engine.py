@@ -9,6 +9,7 @@ rank, world: this process's number and how many there are / device: where this p
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,6 +19,11 @@ from torch import Tensor, nn
 from wayfield.core.errors import MissingExtraError, UnsupportedError
 
 __all__ = ["Engine", "processes", "start_engine"]
+
+_ALONE = (
+    "`accelerate launch --cpu` starts a single process, whatever --num_processes says; to spread the work, "
+    "on the CPU too, use `accelerate launch --multi_gpu --num_processes N` or torchrun"
+)
 
 
 @final
@@ -62,9 +68,12 @@ def processes() -> int:
 def start_engine(device: torch.device) -> Engine:
     """The engine that the launcher's environment asks for. device: for a single process; accelerate has its own.
 
-    Raises MissingExtraError if there are several processes and accelerate is not installed.
+    Raises MissingExtraError if there are several processes and accelerate is not installed. Warns if a launcher was
+    asked for several and started one.
     """
     if processes() <= 1:
+        if {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+            warnings.warn(_ALONE, RuntimeWarning, stacklevel=2)
         return Engine(0, 1, device)
     try:
         from accelerate import Accelerator

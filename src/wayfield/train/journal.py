@@ -5,14 +5,18 @@ together every `log_every` steps. A NaN is then found late, but the ring still k
 
     log.jsonl, one line per reading: {"step", "loss", "grad_norm", "lr", "samples_per_second"}
 
+A line that cannot be written, because the disk is full, is left out with a warning; the training goes on.
+
 step: steps done / loss, grad_norm: means over the latest log_every steps
 meter: (2, L = log_every), column = step mod L.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
@@ -23,6 +27,7 @@ from torch import Tensor
 from wayfield import files
 from wayfield.core.errors import NonFiniteError
 from wayfield.train.config import TrainConfig, learning_rate
+from wayfield.train.watch import not_written
 
 __all__ = ["LOG", "Journal", "check_finite", "window_mean"]
 
@@ -83,10 +88,20 @@ class Journal:
         self._since, self._clock = done, now
         entry = {"step": done, "loss": loss, "grad_norm": norm, "lr": lr, "samples_per_second": round(rate, 1)}
         if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            _append(self._path, json.dumps(entry) + "\n")
         if self._log is not None:
             self._log(entry)
+
+
+def _append(path: FilePath, text: str) -> None:
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)  # half a line would spoil the next
+        not_written(f"a line of {os.fspath(path)!r}", error)
 
 
 def _kept(path: FilePath, start: int) -> list[bytes]:

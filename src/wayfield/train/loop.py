@@ -4,7 +4,7 @@
         x0, cond, t, eps = draw(i)                         what this process owns of the global batch, `train.batches`
         loss   = sum_k loss_k / batch                      `train.task`, (B,) -> ()
         g      = grad loss, averaged over processes, clipped
-        theta  = AdamW(theta, g, lr(i))
+        theta  = AdamW or Muon(theta, g, lr(i))
         theta_ = average(theta_, theta)                    `train.ema`
 
 Batch i is a pure function of (seed, i) and the state is one file (`train.state`), so a run that was killed equals the
@@ -32,13 +32,14 @@ from wayfield.data.dataset import Dataset
 from wayfield.field.denoiser import Denoiser
 from wayfield.progress import track
 from wayfield.train.batches import Batch, draw, share_of
-from wayfield.train.config import TrainConfig, learning_rate
+from wayfield.train.config import TrainConfig, rate
 from wayfield.train.ema import PowerEMA
 from wayfield.train.engine import Engine, start_engine
 from wayfield.train.journal import Journal, check_finite, window_mean
 from wayfield.train.posthoc import Snapshot, write_snapshot
 from wayfield.train.state import State, identity_of, load, new_state, save, sweep
 from wayfield.train.task import Denoising, Task, as_task, with_weights
+from wayfield.train.watch import Watch, not_written
 
 __all__ = ["Fit", "fit"]
 
@@ -86,6 +87,7 @@ class _Run:
     state: State
     folder: FilePath | None
     identity: Mapping[str, str]
+    watch: Watch | None = None
 
 
 def fit(
@@ -97,6 +99,7 @@ def fit(
     resume: bool = True,
     progress: bool = True,
     log: Log | None = None,
+    watch: Watch | None = None,
     stop_at: int | None = None,
 ) -> Fit:
     """Train the network of a denoiser, or of another task, in place.
@@ -119,12 +122,14 @@ def fit(
     identity = identity_of(task, dataset, config)
     start = 0 if folder is None or not resume else load(folder, state, identity)
     stop = config.steps if stop_at is None else min(stop_at, config.steps)
+    if watch is not None:
+        watch.begin(task, dataset, config, start)
     engine.wait()  # nobody may replace the checkpoint before all have read it
-    run = _Run(task.around(engine.wrap(task.net)), dataset, config, engine, state, folder, identity)
+    run = _Run(task.around(engine.wrap(task.net)), dataset, config, engine, state, folder, identity, watch)
     _loop(run, start, stop, log, progress and engine.main)
     engine.wait()
     done = max(start, stop)
-    averaged = task if config.ema is None else with_weights(task, config.ema.read(state.average))
+    averaged = task if config.ema is None else _averaged(task, config, state)
     loss = window_mean(state.meter.cpu(), done)[0] if done else math.nan
     return Fit(averaged, task, state.average, done, loss, time.perf_counter() - clock)
 
@@ -162,13 +167,15 @@ def _update(run: _Run, step: int) -> None:
         losses = task.losses(batch, config)
     # engines average gradients over processes; times `world`, the average is the gradient of the global mean
     loss = losses.sum() * (engine.world / config.batch)
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
     loss.backward()
     limit = math.inf if config.clip is None else config.clip
     norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), limit)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    state.optimizer.step()
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * rate(config, step)
+        optimizer.step()
     if config.ema is not None:
         seen = (step + 1) * config.batch
         config.ema.update(state.average, state.net.state_dict(), seen=seen, batch=config.batch)
@@ -176,8 +183,14 @@ def _update(run: _Run, step: int) -> None:
 
 
 def _keep(run: _Run, journal: Journal, writes: FilePath | None, done: int, *, last: bool) -> None:
-    """After `done` steps: read the meter, log, save, when it is time to."""
+    """After `done` steps: show samples, read the meter, log, save, when it is time to."""
     config, state = run.config, run.state
+    shows = config.sample_every and (done % config.sample_every == 0 or done == config.steps)
+    if run.watch is not None and run.engine.main and shows:
+        try:  # before the checkpoint: a run that is killed while it draws will draw again
+            run.watch.sample(_averaged(run.task, config, state), done)
+        except OSError as error:
+            not_written(f"samples of step {done}", error)
     logs = done % config.log_every == 0 or done == config.steps
     saves = done % config.save_every == 0 or last
     snaps = config.snapshot_every and done % config.snapshot_every == 0
@@ -196,6 +209,14 @@ def _keep(run: _Run, journal: Journal, writes: FilePath | None, done: int, *, la
         for width, name in zip(config.ema.widths, config.ema.tracks, strict=True):
             kept = Snapshot(done * config.batch, width, config.ema.read(state.average, name))
             write_snapshot(writes / "snapshots", kept)
+
+
+def _averaged(task: Task, config: TrainConfig, state: State) -> Task:
+    """The task around a copy of the bare network with the averaged weights, or the trained ones if there is no
+    average.
+    """
+    weights = state.net.state_dict() if config.ema is None else config.ema.read(state.average)
+    return with_weights(task.around(state.net), weights)
 
 
 def _check(task: Task, dataset: Dataset, config: TrainConfig) -> None:

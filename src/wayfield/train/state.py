@@ -1,10 +1,11 @@
 """The state of a training and its one file on disk: everything that the next step depends on, and nothing else.
 
 A run that is killed at any moment must go on as if nothing had happened. The checkpoint holds the network, its
-averages, AdamW's moments and the latest losses as named tensors; randomness needs no state (`train.batches`). It is
-replaced atomically (`wayfield.files`), so a reader finds the old state or the new one, whole.
+averages, the optimisers' memory and the latest losses as named tensors; randomness needs no state (`train.batches`).
+It is replaced atomically (`wayfield.files`), so a reader finds the old state or the new one, whole.
 
-    net/NAME   ema/TRACK/NAME   adam/NAME/{step, exp_avg, exp_avg_sq}   meter (2, log_every)
+    net/NAME   ema/TRACK/NAME   meter (2, log_every)
+    optimizer/NAME/{step, exp_avg, exp_avg_sq}, or optimizer/NAME/momentum where it is Muon's
     record: {"format", "version", "step", "identity"}
 
 identity: what a resumed run must agree on, as texts by name; a difference is refused and named.
@@ -13,7 +14,7 @@ identity: what a resumed run must agree on, as texts by name; a difference is re
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import final
@@ -25,24 +26,26 @@ from wayfield import files
 from wayfield.core.errors import CheckpointError
 from wayfield.data.dataset import Dataset
 from wayfield.train.config import TrainConfig
+from wayfield.train.muon import Muon, matrices
 from wayfield.train.task import Task
 
 __all__ = ["CHECKPOINT", "State", "identity_of", "load", "new_state", "save", "sweep"]
 
 CHECKPOINT = "checkpoint.safetensors"
-_FORMAT, _VERSION = "wayfield.checkpoint", 1
+_FORMAT, _VERSION = "wayfield.checkpoint", 2
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a training changes, in place. net: bare, not wrapped by an engine / average: state of the config's average,
-    empty if none / meter: loss and gradient norm of the latest log_every steps, on the device, (2, log_every);
-    column = step mod log_every.
+    """What a training changes, in place. net: bare, not wrapped by an engine / optimizers: each has parameters of its
+    own and, in every group, the `peak` of its learning rate / average: state of the config's average, empty if none /
+    meter: loss and gradient norm of the latest log_every steps, on the device, (2, log_every); column = step mod
+    log_every.
     """
 
     net: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     average: dict[str, Tensor]
     meter: Tensor
 
@@ -50,14 +53,27 @@ class State:
 def new_state(net: nn.Module, config: TrainConfig) -> State:
     """The state before the first step. Weight decay falls on parameters of two and more axes."""
     trained = [p for p in net.parameters() if p.requires_grad]
+    average = {} if config.ema is None else config.ema.init(net.state_dict())
+    meter = torch.zeros((2, config.log_every), device=trained[0].device)
+    return State(net, tuple(_optimizers(net, trained, config)), average, meter)
+
+
+def _optimizers(net: nn.Module, trained: list[nn.Parameter], config: TrainConfig) -> Iterator[torch.optim.Optimizer]:
+    hidden = matrices(net) if config.optimizer == "muon" else []
+    if hidden:
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        yield Muon(
+            [{"params": hidden, "peak": config.muon_lr}], config.muon_lr, weight_decay=config.weight_decay, dtype=dtype
+        )
+    taken = set(hidden)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1 and p not in taken], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    # fused: one pass over all parameters, and several times faster than the default for small networks
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
-    average = {} if config.ema is None else config.ema.init(net.state_dict())
-    return State(net, optimizer, average, torch.zeros((2, config.log_every), device=trained[0].device))
+    groups = [g | {"peak": config.lr} for g in groups if g["params"]]
+    if groups:
+        # fused: one pass over all parameters, and several times faster than the default for small networks
+        yield torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def identity_of(task: Task, dataset: Dataset, config: TrainConfig) -> dict[str, str]:
@@ -76,7 +92,8 @@ def save(folder: FilePath, state: State, step: int, identity: Mapping[str, str])
     tensors = {f"net/{k}": v for k, v in state.net.state_dict().items()}
     tensors |= {f"ema/{k}": v for k, v in state.average.items()}
     for name, parameter in state.net.named_parameters():
-        tensors |= {f"adam/{name}/{k}": v for k, v in state.optimizer.state.get(parameter, {}).items()}
+        for optimizer in state.optimizers:
+            tensors |= {f"optimizer/{name}/{k}": v for k, v in optimizer.state.get(parameter, {}).items()}
     tensors["meter"] = state.meter
     record = {"format": _FORMAT, "version": _VERSION, "step": step, "identity": dict(identity)}
     files.write(folder / CHECKPOINT, tensors, record)
@@ -100,7 +117,7 @@ def load(folder: FilePath, state: State, identity: Mapping[str, str]) -> int:
     for k, v in _under(tensors, "ema/").items():
         state.average[k].copy_(v)
     state.meter.copy_(tensors["meter"])
-    _load_moments(state, tensors)
+    _load_memory(state, tensors)
     return record["step"]
 
 
@@ -114,14 +131,15 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _load_moments(state: State, tensors: Mapping[str, Tensor]) -> None:
-    """AdamW's moments, through its own loader, which knows what lives on which device."""
+def _load_memory(state: State, tensors: Mapping[str, Tensor]) -> None:
+    """What the optimisers remember, through their own loaders, which know what lives on which device."""
     names = {parameter: name for name, parameter in state.net.named_parameters()}
-    plain = state.optimizer.state_dict()
-    order = [p for group in state.optimizer.param_groups for p in group["params"]]
-    moments = {i: _under(tensors, f"adam/{names[p]}/") for i, p in enumerate(order)}
-    plain["state"] = {i: m for i, m in moments.items() if m}
-    state.optimizer.load_state_dict(plain)
+    for optimizer in state.optimizers:
+        plain = optimizer.state_dict()
+        order = [p for group in optimizer.param_groups for p in group["params"]]
+        kept = {i: _under(tensors, f"optimizer/{names[p]}/") for i, p in enumerate(order)}
+        plain["state"] = {i: memory for i, memory in kept.items() if memory}
+        optimizer.load_state_dict(plain)
 
 
 def _check_identity(path: FilePath, kept: Mapping[str, str], wanted: Mapping[str, str]) -> None:

@@ -3,7 +3,8 @@
     Denoising(denoiser)        loss_k = `denoising_loss` of row k at its level           any output kind and path
     Classifying(net)           loss_k = -log softmax(net(x0_k))[label_k]                 clean samples
 
-A third kind of training (a distilled student, an adapter) is one more class here or beside its method.
+Another kind of training (a distilled student, an adapter) is one more class here or beside its method; if it makes a
+model that `wayfield train` can be asked for, it also has a line in `train.kinds`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from pathlib import Path as FilePath
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from wayfield.core.errors import ConditionError, DTypeError
 from wayfield.core.path import Path, Straight
+from wayfield.data.dataset import Dataset
 from wayfield.field.cond import Schema
 from wayfield.field.denoiser import Denoiser
-from wayfield.field.nets import Classifier
+from wayfield.field.nets import Classifier, spec_of
 from wayfield.train.batches import Batch
 from wayfield.train.config import TrainConfig
+from wayfield.train.latents import StoredCodec
 from wayfield.train.losses import denoising_loss
+from wayfield.train.spec import denoiser_spec
 
 __all__ = ["Classifying", "Denoising", "Task", "as_task", "with_weights"]
 
@@ -64,13 +69,25 @@ class Task(ABC):
     def identity(self) -> dict[str, str]:
         """What a resumed run must agree on, apart from settings, data and the network's shapes."""
 
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What rebuilds the model around its weights, JSON types under the key of its kind, see `train.kinds`."""
+
+    def finish(self, dataset: Dataset, folder: FilePath) -> dict[str, Any]:
+        """What the record keeps besides: figures measured on the data after training, names of files put in `folder`.
+
+        Nothing for most.
+        """
+        return {}
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class Denoising(Task):
-    """Train a denoiser on the loss that its kind, weight and levels define."""
+    """Train a denoiser on the loss that its kind, weight and levels define. latents: the codec of its data, if any."""
 
     denoiser: Denoiser
+    latents: StoredCodec | None = None
 
     @property
     def net(self) -> nn.Module:
@@ -98,11 +115,19 @@ class Denoising(Task):
 
     def around(self, net: nn.Module) -> Denoising:
         """See `Task`."""
-        return Denoising(replace(self.denoiser, net=net))
+        return replace(self, denoiser=replace(self.denoiser, net=net))
 
     def identity(self) -> dict[str, str]:
         """See `Task`."""
         return {k: repr(getattr(self.denoiser, k)) for k in ("path", "kind", "time", "scale_input", "schema")}
+
+    def describe(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"denoiser": denoiser_spec(self.denoiser)}
+
+    def finish(self, dataset: Dataset, folder: FilePath) -> dict[str, Any]:
+        """The codec, if any; see `latents`."""
+        return {} if self.latents is None else {"codec": self.latents.keep(folder)}
 
 
 @final
@@ -153,6 +178,10 @@ class Classifying(Task):
     def identity(self) -> dict[str, str]:
         """See `Task`."""
         return {"task": "classify", "schema": repr(self.labels)}
+
+    def describe(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"classifier": spec_of(self.classifier)}
 
 
 def as_task(model: Denoiser | Task) -> Task:
