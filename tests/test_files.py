@@ -1,5 +1,10 @@
+import errno
+import io
 import json
 import os
+import shutil
+import subprocess
+import tempfile
 
 import pytest
 import torch
@@ -68,20 +73,69 @@ def test_foreign_files(tmp_path):
         files.read(tmp_path / "missing")
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    """As when the disk is full: the previous file survives whole, and nothing is left beside it."""
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk with room for ten more bytes."""
+
+    def write(self, data):
+        super().write(bytes(data)[:10])
+        full()
+
+
+@pytest.mark.parametrize("stage", ["create", "write", "flush"])
+def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, stage):
     path = tmp_path / "x"
     files.write(path, TENSORS, {"step": 1})
     before = path.read_bytes()
-
-    def full(fd):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    target, name, fails = {
+        "create": (tempfile, "mkstemp", full),
+        "write": (os, "fdopen", lambda fd, mode: FullDisk(fd, mode)),
+        "flush": (os, "fsync", full),
+    }[stage]
+    monkeypatch.setattr(target, name, lambda *args, **_: fails(*args))
+    with pytest.raises(CheckpointError, match="No space left on device") as caught:
         files.write(path, TENSORS, {"step": 2})
+    assert str(path) in str(caught.value)
+    assert "Free some space" in caught.value.remedy
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_other_failures_of_a_write_keep_their_names(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError):
+        files.write_bytes(tmp_path / "x", b"1")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A folder with room for 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
+    if not done or done.returncode:
+        pytest.skip("this user may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_really_is_full(tiny_disk):
+    path = tiny_disk / "x"
+    files.write_bytes(path, bytes(40_000))
+    with pytest.raises(CheckpointError, match="No space"):
+        files.write_bytes(path, bytes(range(200)) * 200)
+    assert path.read_bytes() == bytes(40_000)
+    assert os.listdir(tiny_disk) == ["x"]
+    path.unlink()
+    files.write_bytes(path, bytes(range(200)) * 200)
 
 
 def test_json(tmp_path):

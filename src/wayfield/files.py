@@ -2,12 +2,13 @@
 pickle.
 
 A reader gets exactly what was written or a `CheckpointError` that says what is wrong: missing, truncated, tampered
-with, or of another kind.
+with, or of another kind. A writer whose disk is full gets one too, and the old file stays.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ from torch import Tensor
 from wayfield.core.errors import CheckpointError, MissingExtraError
 
 __all__ = ["digest", "read", "read_json", "write", "write_bytes", "write_json"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -69,8 +72,21 @@ def digest(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file atomically: to a temporary name beside it, flushed to disk, then renamed."""
-    path = FilePath(path)
+    """Write a file atomically: to a temporary name beside it, flushed to disk, then renamed.
+
+    Raises CheckpointError if there is no room for it; a file that was there before is then untouched.
+    """
+    try:
+        _replace(FilePath(path), data)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        got = f"{error.strerror} ({len(data):,} bytes to write)"
+        remedy = "Free some space, then run the same again; a previous version of the file is untouched."
+        raise _bad(path, got, remedy, "room for the new file beside the old one") from error
+
+
+def _replace(path: FilePath, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

@@ -11,7 +11,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-__all__ = ["code", "facts", "page", "paragraph", "picture", "section", "table"]
+__all__ = ["code", "facts", "page", "paragraph", "part", "picture", "section", "table"]
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -27,6 +27,7 @@ body { margin: 0; background: var(--paper); color: var(--text);
 main { max-width: 62rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; margin: 3rem 0 .75rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 2rem 0 .5rem; }
 p { max-width: 46rem; margin: .75rem 0 1rem; }
 .lead { font-size: 1.1rem; color: var(--faint); }
 .scroll { overflow-x: auto; }
@@ -58,6 +59,11 @@ def page(title: str, lead: str, sections: Sequence[str]) -> str:
 def section(title: str, *parts: str) -> str:
     """A heading and what belongs under it."""
     return f"<section><h2>{_(title)}</h2>{''.join(parts)}</section>\n"
+
+
+def part(title: str, *parts: str) -> str:
+    """A smaller heading inside a section, and what belongs under it."""
+    return f"<h3>{_(title)}</h3>{''.join(parts)}"
 
 
 def paragraph(text: str) -> str:

@@ -15,7 +15,7 @@ from wayfield.core.errors import ConditionError, NonFiniteError, RangeError, Sha
 from wayfield.data import InMemory, load_dataset
 from wayfield.data.scenes.reader import (
     Lessons,
-    Reading,
+    Sighting,
     assign,
     decode,
     first_lessons,
@@ -119,7 +119,9 @@ def test_neighbours_further_than_the_window_are_both_read(angle):
     for x in (15.0, 15.99, 16.0, 16.7):
         for y in (15.0, 15.99, 16.0, 16.7):
             two = (Thing("A", "red", "small", x, y), Thing("B", "red", "small", x + dx, y + dy))
-            (reading,) = decode(split(maps_of(rows(*two)[None]), CONFIG))
+            out = maps_of(rows(*two)[None])
+            out[0, 0, int(two[1].y / 2), int(two[1].x / 2)] -= 5.0  # a window that reached the other would prefer it
+            (reading,) = decode(split(out, CONFIG))
             assert same(reading.things, two)
 
 
@@ -148,7 +150,7 @@ def test_the_certainty_of_a_form_is_its_probability():
     p = math.exp(3.0) / (math.exp(3.0) + 41)
     assert reading.certainty == pytest.approx((p, p), rel=1e-5)
     assert reading.least == pytest.approx(p, rel=1e-5)
-    assert Reading((), (), ()).least == 1.0
+    assert Sighting((), (), ()).least == 1.0
 
 
 # ----------------------------------------------------------------------------------------------------- assign, read
@@ -174,11 +176,16 @@ def test_pictures_are_read_in_order_and_in_batches():
     assert len(found) == 400
 
 
-def test_reading_leaves_no_graph_and_takes_float64():
-    net = Detector(CONFIG)
-    reading = readings(net, torch.zeros(2, 3, 32, 32, dtype=torch.float64))
-    assert len(reading) == 2
-    assert all(p.grad is None for p in net.parameters())
+def test_reading_keeps_no_graph_and_takes_float64():
+    class Spy(Oracle):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = x.dtype, torch.is_grad_enabled()
+            return super().forward(x)
+
+    net = Spy()
+    (reading,) = readings(net, pictures_of(rows(A, B)[None]).double())
+    assert same(reading.things, (A, B))
+    assert net.seen == (torch.float32, False)
 
 
 # --------------------------------------------------------------------------------------------------------- accuracy

@@ -115,6 +115,8 @@ def test_debug_keeps_the_traceback_and_the_code(recipes, capsys, tmp_path, monke
         (["sample", "--grid", "karas"], "Did you mean 'karras'?"),
         (["sample", "--model", "digit"], "Did you mean 'digits'?"),
         (["sample", "--device", "gpu"], "unknown device"),
+        (["demo", "--prompt", "a purple ring"], "unknown word"),
+        (["demo", "--negative", "red"], "caption"),
         (["sample", "--n", "0"], "--n"),
         (["sample", "--batch", "-1"], "--batch"),
         (["sample", "--steps", "0"], "--steps"),

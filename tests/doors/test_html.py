@@ -14,7 +14,7 @@ def test_a_page_is_whole_and_closed():
         html.table(["a", "b"], [["x", "*1"], ["real", "2"]], floor=1),
         html.picture(b"png", 'what "it" shows', b"dark"),
     ]
-    page = html.page("A & B", "lead <i>", [html.section("One", *parts)])
+    page = html.page("A & B", "lead <i>", [html.section("One", *parts, html.part("Two & three", *parts[:1]))])
     open_tags = []
 
     class Checker(HTMLParser):
@@ -31,6 +31,7 @@ def test_a_page_is_whole_and_closed():
     assert "lead &lt;i&gt;" in page
     assert "&lt;value&gt;" in page
     assert "<b>1</b>" in page
+    assert "<h3>Two &amp; three</h3><p>a &lt; b" in page
     assert "prefers-color-scheme: dark" in page
 
 

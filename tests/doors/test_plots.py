@@ -57,7 +57,57 @@ def test_what_is_no_set_of_pictures_is_refused(shape):
         plots.sheet(torch.zeros(shape), columns=2)
 
 
-@pytest.mark.parametrize("numbers", [{"columns": 0}, {"columns": 2, "scale": 0}, {"columns": 2, "frame": -1}])
+def ink(image, box):
+    """The colours in a box but the paper's, most frequent first."""
+    colours = sorted(image.crop(box).getcolors(100_000), reverse=True)
+    return [colour for _, colour in colours if colour != (255, 255, 255)]
+
+
+def test_captions_stand_under_their_pictures_and_never_leave_them():
+    x = torch.zeros(4, 3, 32, 32)
+    captions = ["a", "*words that need several lines under a picture of this width", "b", ""]
+    image = plots.sheet(x, columns=2, scale=4, font=15, labels=plots.Labels(captions=captions))
+    gap, margin, line = 8, 16, round(1.3 * 15)
+    lines = (image.size[1] - 2 * margin - 2 * 128 - gap - 2 * 15) / line
+    assert lines == int(lines) >= 4  # one in the second row, at least three in the first
+    mark = tuple(int(plots.LIGHT.mark[i : i + 2], 16) for i in (1, 3, 5))
+    text = tuple(int(plots.LIGHT.text[i : i + 2], 16) for i in (1, 3, 5))
+    below, middle = margin + 128, margin + 128 + gap // 2
+    assert ink(image, (margin, below, middle, below + line))[0] == text
+    assert mark in ink(image, (margin + 128 + gap, below, margin + 2 * 128 + gap, below + 3 * line))
+    assert ink(image, (middle, below, margin + 128 + gap, below + 3 * line)) == []
+    assert ink(image, (margin + 2 * 128 + gap, 0, *image.size)) == []
+
+
+def test_words_above_groups_are_broken_into_lines():
+    x = torch.zeros(4, 3, 32, 32)
+    one, two = (
+        plots.sheet(x, columns=2, scale=4, font=15, labels=plots.Labels(columns=["short", words]))
+        for words in ("short", "a small red ring left of a large blue square")
+    )
+    assert one.size[0] == two.size[0]
+    assert two.size[1] - one.size[1] in (2 * 20, 3 * 20, 4 * 20)
+    low = two.size[1] - one.size[1]
+    assert ink(two, (0, low, *two.size)) != []
+    assert two.crop((16, low + 16, 140, two.size[1])).tobytes() == one.crop((16, 16, 140, one.size[1])).tobytes()
+
+
+def test_details_of_rows_stand_below_the_names_where_there_are_captions():
+    x = torch.zeros(2, 3, 32, 32)
+    words = {"rows": [("w = 3", "without something red in the picture")] * 2}
+    beside = plots.sheet(x, columns=1, scale=4, font=15, labels=plots.Labels(**words))
+    below = plots.sheet(x, columns=1, scale=4, font=15, labels=plots.Labels(**words, captions=["a", "b"]))
+    assert below.size[0] < beside.size[0] - 100
+
+
+def test_captions_that_are_not_one_per_picture_are_refused():
+    with pytest.raises(ShapeError):
+        plots.sheet(torch.zeros(4, 1, 8, 8), columns=2, labels=plots.Labels(captions=["one"]))
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"columns": 0}, {"columns": 2, "scale": 0}, {"columns": 2, "frame": -1}, {"columns": 2, "font": 0}]
+)
 def test_numbers_that_make_no_sheet_are_refused(numbers):
     with pytest.raises(RangeError):
         plots.sheet(torch.zeros(4, 1, 8, 8), **numbers)

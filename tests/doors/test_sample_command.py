@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+import standins
 import torch
 from doorkit import tiny_model
 from PIL import Image
 
-from wayfield import files
+from wayfield import files, zoo
 from wayfield.cli import main
+from wayfield.data.scenes.words import tokenize
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,8 @@ def test_damaged_and_missing_files_are_exit_code_1(model, tmp_path, capsys):
         (["--label", "-1"], "0..9, each or none"),
         (["--label", "seven"], "0..9, each or none"),
         (["--w", "2"], "a label"),
+        (["--prompt", "a red ring"], "a model without words"),
+        (["--negative", "a red ring"], "without a prompt"),
         (["--w", "nan", "--label", "3"], "guidance scale"),
         (["--sigma-min", "90"], "sigma range"),
     ],
@@ -154,3 +158,111 @@ def test_the_model_of_the_zoo(tmp_path):
     command = ["sample", "--model", "digits", "--label", "3", "--n", "4", "--steps", "4", "--out", str(tmp_path)]
     assert main(command) == 0
     assert files.read(tmp_path / "samples.safetensors")[0]["x"].shape == (4, 1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return standins.words(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture
+def say(words, tmp_path, capsys):
+    """Samples and record of `wayfield sample` with prompts."""
+
+    def run(*options, name="out"):
+        command = ["sample", "--model", words, "--steps", "3", "--solver", "dpm2m", "--out", str(tmp_path / name)]
+        assert main([*command, *options]) == 0
+        capsys.readouterr()
+        return files.read(tmp_path / name / "samples.safetensors")
+
+    return run
+
+
+RING, SEVEN = "a small red ring left of a large blue square", "the digit 7 in green"
+
+
+def test_a_prompt_is_what_the_network_reads(say, tmp_path):
+    tensors, record = say("--prompt", RING, "-n", "3")
+    assert torch.equal(tensors["tokens"], tokenize([RING] * 3))
+    assert tensors["x"].shape == (3, 3, 32, 32)
+    assert (record["prompts"], record["negative"]) == ([RING], None)
+    assert record["guidance"] == "CFG(w=3.0, away='null')"  # unless another scale is asked for
+    with Image.open(tmp_path / "out" / "sheet.png") as image:
+        assert image.size[0] > 3 * 128
+    other, _ = say("--prompt", SEVEN, "-n", "3")
+    assert not torch.equal(other["x"], tensors["x"])
+
+
+def test_several_prompts_take_turns_over_the_addresses(say):
+    both = ("--prompt", RING, "--prompt", SEVEN)
+    tensors, record = say(*both, "-n", "5")
+    assert torch.equal(tensors["tokens"], tokenize([RING, SEVEN, RING, SEVEN, RING]))
+    assert record["prompts"] == [RING, SEVEN]
+    part, _ = say(*both, "-n", "2", "--first", "3")
+    assert torch.equal(part["tokens"], tokenize([SEVEN, RING]))
+    same(part["x"], tensors["x"][3:])
+
+
+def test_a_negative_prompt_takes_the_place_of_none(say):
+    plain, _ = say("--prompt", RING, "-n", "2", "--w", "2")
+    empty, record = say("--prompt", RING, "-n", "2", "--w", "2", "--negative", "")
+    same(empty["x"], plain["x"])  # the empty prompt is the null condition
+    assert record["guidance"] == "CFG(w=2.0, away='negative')"
+    alike, _ = say("--prompt", RING, "-n", "2", "--w", "2", "--negative", RING)
+    unguided, _ = say("--prompt", RING, "-n", "2", "--w", "1")
+    same(alike["x"], unguided["x"])  # c + (w - 1)(c - c)
+    away, record = say("--prompt", RING, "-n", "2", "--w", "2", "--negative", SEVEN)
+    assert record["negative"] == SEVEN
+    assert float((away["x"] - plain["x"]).abs().max()) > 1e-3
+    small, _ = say("--prompt", RING, "-n", "2", "--w", "2", "--negative", SEVEN, "--batch", "1")
+    same(small["x"], away["x"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words_of_error"),
+    [
+        (["--prompt", "a small red rign"], "Did you mean 'ring'?"),
+        (["--prompt", "a ring", "--negative", "a gren ring"], "Did you mean 'green'?"),
+        (["--prompt", "ring red a"], "caption"),
+        (["--prompt", "a ring", "--negative", "a red ring", "--w", "1"], "with w = 1"),
+        (["--prompt", "a ring", "--label", "3"], "a prompt and a label"),
+        (["--label", "3"], "a model without labels"),
+        (["--w", "2"], "a label or a prompt"),
+    ],
+)
+def test_wishes_that_make_no_sense_are_wrong_usage(words, capsys, options, words_of_error):
+    assert main(["sample", "--model", words, *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words_of_error in err
+
+
+def test_latents_are_decoded_by_the_codec_of_the_training(tmp_path, capsys):
+    encoder = {"data": "digits", "autoencoder": {"channels": [8, 8]}, "train": {"steps": 1, "batch": 8}}
+    (tmp_path / "encoder.json").write_text(json.dumps(encoder))
+    assert main(["train", str(tmp_path / "encoder.json"), "--out", str(tmp_path / "encoder")]) == 0
+    codec = str(tmp_path / "encoder" / "model.safetensors")
+    latent = {"data": "digits", "codec": codec, "net": {"net": "ResidualMLP", "width": 16, "blocks": 1}}
+    latent |= {"path": {"path": "EDM", "sigma_max": 10.0}, "kind": "edm", "train": {"steps": 1, "batch": 8}}
+    (tmp_path / "latent.json").write_text(json.dumps(latent))
+    assert main(["train", str(tmp_path / "latent.json"), "--out", str(tmp_path / "latent")]) == 0
+    command = ["sample", "--model", str(tmp_path / "latent"), "-n", "5", "--steps", "2", "--batch", "3"]
+    assert main([*command, "--label", "each", "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    tensors, _ = files.read(tmp_path / "out" / "samples.safetensors")
+    assert tensors["x"].shape == (5, 1, 8, 8)
+    with torch.no_grad():
+        decoded = zoo.load_codec(codec).decode(tensors["latent"])
+    torch.testing.assert_close(tensors["x"], decoded, rtol=0, atol=1e-5)
+    assert (tmp_path / "out" / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64)])
+def test_sheets_of_larger_pictures(tmp_path, capsys, shape):
+    model = standins.denoiser(tmp_path, "model", standins.LABELS, shape)
+    command = ["sample", "--model", model, "--label", "each", "-n", "20", "--steps", "1", "--out", str(tmp_path)]
+    assert main(command) == 0
+    scale, gap = 128 // shape[-1], 128 // shape[-1] * shape[-1] // 16
+    with Image.open(tmp_path / "sheet.png") as image:
+        side = scale * shape[-1]
+        assert image.size == (10 * side + 9 * gap + 4 * gap, 2 * side + gap + 4 * gap)

@@ -7,7 +7,7 @@ import torch
 
 from wayfield.core.path import Straight
 from wayfield.data.scenes import Prompt, Thing
-from wayfield.data.scenes.reader import Seen
+from wayfield.data.scenes.reader import Sighting
 from wayfield.data.scenes.scene import FORMS
 from wayfield.data.scenes.words import SCHEMA
 from wayfield.field.denoiser import Denoiser
@@ -32,8 +32,8 @@ def obedient(prompt: Prompt) -> tuple[Thing, ...]:
     return tuple(Thing(w.form, w.colour, w.size or "small", *where) for w, where in zip(wanted, at, strict=False))
 
 
-def seen(things: tuple[Thing, ...], sure: float = 1.0) -> Seen:
-    return Seen(things, (1.0,) * len(things), (sure,) * len(things))
+def seen(things: tuple[Thing, ...], sure: float = 1.0) -> Sighting:
+    return Sighting(things, (1.0,) * len(things), (sure,) * len(things))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def judged(monkeypatch):
         def read(net, x):
             return [pictures[len(pictures) - len(x) + k] for k in range(len(x))]
 
-        pictures: list[Seen] = []
+        pictures: list[Sighting] = []
         monkeypatch.setattr(scenes, "draw", draw)
         monkeypatch.setattr(scenes, "readings", read)
         monkeypatch.setattr(scenes, "_distance", lambda model, net, n, known: {})
@@ -71,6 +71,7 @@ def test_a_model_that_obeys_has_everything_right(judged):
     assert counts == {
         "prompts": 546,
         "prompts_single": 120,
+        "prompts_single_sure": 120,
         "prompts_place": 60,
         "prompts_held_out": 48,
         "prompts_digit": 60,

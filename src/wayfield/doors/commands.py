@@ -4,17 +4,24 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Annotated, Any, final
+from typing import Annotated, final
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import (
+    FlagCreatePairsOff,
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    UseAppendAction,
+    arg,
+    subcommand,
+)
 
 from wayfield import __version__, registry
 from wayfield.core.errors import RangeError, unknown_name
-from wayfield.doors.console import DONE, REFUTED, asked, console, emit, emit_paths, interactive, table
+from wayfield.doors.console import DONE, REFUTED, asked, console, emit, emit_paths, table
 
 __all__ = ["Bench", "Command", "Demo", "Methods", "Run", "Sample", "Train", "parse"]
 
@@ -22,12 +29,19 @@ __all__ = ["Bench", "Command", "Demo", "Methods", "Run", "Sample", "Train", "par
 @final
 @dataclass(frozen=True)
 class Demo:
-    """Draw digits with many samplers and guidance scales; print a table, write pictures and an HTML report."""
+    """Draw pictures from prompts, clothes by class, and digits with many samplers; judge them all, print tables, write
+    pictures and an HTML report.
+    """
+
+    prompt: Annotated[str | None, arg(metavar="TEXT")] = None
+    """a caption of your own, e.g. "the digit 7 in green", instead of the one that is set"""
+    negative: Annotated[str | None, arg(metavar="TEXT")] = None
+    """what pictures of that caption shall not show"""
 
     out: FilePath = FilePath("runs/demo")
     """folder of the report"""
     quick: bool = False
-    """a quarter of the samples, and short runs only"""
+    """a quarter of the samples or less, and short runs only"""
     seed: int = 0
     """of the noise"""
     json: bool = False
@@ -36,8 +50,11 @@ class Demo:
     def run(self) -> int:
         """Draw, judge, write."""
         from wayfield.demo import demo
+        from wayfield.demo.scenes import Ask
 
-        result = demo(self.out, self.quick, self.seed)
+        with asked():
+            ask = Ask.of(self.prompt, self.negative)
+        result = demo(self.out, self.quick, self.seed, ask)
         if self.json:
             emit(result.to_json())
         else:
@@ -75,6 +92,10 @@ class Sample:
     """name in the zoo, or the file or folder that `wayfield train` wrote"""
     label: str = "none"
     """a class, "each" for all classes in turn, or "none" for unconditional samples"""
+    prompt: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
+    """what each picture shall show, for models that read words; several, given one by one, take turns"""
+    negative: Annotated[str | None, arg(metavar="TEXT")] = None
+    """what no picture shall show; takes the place of u below"""
     n: Annotated[int, arg(aliases=["-n"])] = 16
     """how many; write -n under torchrun, which takes --n for itself"""
     first: int = 0
@@ -87,8 +108,8 @@ class Sample:
     """karras, uniform, log-snr or exponential"""
     sigma_min: float = 0.002
     """last noise level before the clean end; not for uniform"""
-    w: float = 1.0
-    """guidance scale of c + (w - 1)(c - u); 1 means no guidance"""
+    w: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """guidance scale of c + (w - 1)(c - u), 1 means no guidance; by default 3 with a prompt, else 1"""
     seed: int = 0
     """of the noise"""
     out: FilePath = FilePath("runs/sample")
@@ -114,16 +135,34 @@ class Sample:
 @final
 @dataclass(frozen=True)
 class Train:
-    """Train a model from a JSON config; interrupt it when you like, the same command goes on."""
+    """Train a model from a JSON config, or on a folder of pictures; interrupt it when you like, the same command goes
+    on.
+    """
 
-    config: Annotated[Positional[FilePath], arg(metavar="CONFIG.json")]
-    """what to train, see `wayfield.train.run`"""
-    data: Annotated[str | None, arg(metavar="NAME")] = None
-    """name of the dataset, instead of the config's"""
+    config: Annotated[Positional[FilePath | None], arg(metavar="[CONFIG.json]")] = None
+    """what to train, see `wayfield.train.run`; without it --data is needed, and OUT/config.json is made"""
+    data: Annotated[str | None, arg(metavar="FOLDER|NAME")] = None
+    """folder of pictures, or name of a dataset, instead of the config's"""
+    size: Annotated[int | None, arg(metavar="INT")] = None
+    """side of a picture in pixels, by default one that suits the folder"""
+    labels: bool = True
+    """learn the classes: sub-folders of the folder, or those of the dataset"""
+    corrupt: Annotated[str | None, arg(metavar="raise|skip")] = None
+    """what to do with damaged files of the folder, by default raise"""
+    net: Annotated[str | None, arg(metavar="unet|dit")] = None
+    """network, where there is no config; by default unet"""
+    steps: Annotated[int | None, arg(metavar="INT")] = None
+    """optimiser steps, instead of the config's"""
+    batch: Annotated[int | None, arg(metavar="INT")] = None
+    """samples in a step over all processes, instead of the config's"""
+    seed: Annotated[int | None, arg(metavar="INT")] = None
+    """of everything random, instead of the config's"""
     out: FilePath = FilePath("runs/train")
-    """folder of model.safetensors, the checkpoint and the log"""
+    """folder of model.safetensors, the checkpoint, the log and sheets of samples"""
     resume: bool = True
     """go on from the checkpoint in the folder"""
+    tensorboard: bool = False
+    """write OUT/tensorboard too; needs the package"""
     device: Annotated[str | None, arg(metavar="STR")] = None
     """where to compute, by default the GPU if there is one"""
     json: bool = False
@@ -131,39 +170,9 @@ class Train:
 
     def run(self) -> int:
         """Train."""
-        from wayfield import files
-        from wayfield.doors.draw import find_device, main_process, prepare_launch
-        from wayfield.train.run import MODEL, train
+        from wayfield.doors.train import run
 
-        prepare_launch(self.device)
-        config = files.read_json(self.config)
-        if self.data is not None and isinstance(config, Mapping):
-            config = {**config, "data": self.data}
-        say, watched = console(), interactive() and main_process()
-        with asked():
-            if self.device is not None:
-                find_device(self.device)
-            result = train(
-                config,
-                self.out,
-                resume=self.resume,
-                progress=watched,
-                device=self.device,
-                log=None if watched or not main_process() else lambda line: say.print(_log(line), soft_wrap=True),
-            )
-        if main_process():
-            path = self.out / MODEL
-            say.print(
-                f"step {result.step}, loss {result.loss:.4f}, {result.seconds:.1f} s; wrote {path}", soft_wrap=True
-            )
-            outcome = {
-                "model": str(path),
-                "step": result.step,
-                "loss": result.loss,
-                "seconds": round(result.seconds, 2),
-            }
-            emit(outcome) if self.json else emit_paths([path])
-        return DONE
+        return run(self)
 
 
 @final
@@ -264,10 +273,3 @@ def parse(args: list[str]) -> Demo | Methods | Sample | Train | Run | Bench:
 
 def _verdict(passed: bool) -> str:
     return "[green]yes[/]" if passed else "[red]no[/]"
-
-
-def _log(line: Mapping[str, Any]) -> str:
-    return (
-        f"step {line['step']:>6}  loss {line['loss']:.4f}  gradient {line['grad_norm']:.3f}  "
-        f"{line['samples_per_second']:,.0f} samples/s"
-    )

@@ -3,7 +3,8 @@
 Sample k is a function of the model, the settings, the seed and k alone. So process r of W draws the r-th of W slices
 of the addresses, and process 0 gathers them and writes one file, the same (up to rounding) for any W and any batch.
 
-    samples.safetensors    x (n, *D), address (n,), label (n,) if there is one; record: how they were drawn
+    samples.safetensors    x (n, *D) and address (n,); label (n,) or tokens (n, L) where they were asked for; latent
+                           (n, c, *) if x was decoded from it; record: how they were drawn, and the prompts
     sheet.png              if samples are pictures
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, final
@@ -19,12 +21,13 @@ import torch
 from torch import Tensor
 
 from wayfield import files, registry, zoo
-from wayfield.core.errors import ConditionError, DeviceError, RangeError, unknown_name
+from wayfield.core.errors import DeviceError, RangeError, unknown_name
 from wayfield.core.grid import Grid
 from wayfield.doors.console import DONE, asked, console, emit, emit_paths, interactive
+from wayfield.doors.wishes import Wishes, wishes_of
 from wayfield.field.ask import Counts
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG, Guidance, Plain
+from wayfield.field.latent import LatentCodec
 from wayfield.sampling import Checkpoint, sample
 from wayfield.solve import Adaptive, Solver
 from wayfield.train.engine import Engine, processes, start_engine
@@ -35,18 +38,20 @@ if TYPE_CHECKING:
 
 __all__ = ["draw", "find_device", "main_process", "prepare_launch"]
 
+Tensors = Mapping[str, Tensor]
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Order:
-    """What was asked for, checked. labels: one per address, or None for unconditional samples."""
+    """What was asked for, checked. codec: decodes what the model draws, None if that is the data themselves."""
 
     model: Denoiser
+    codec: LatentCodec | None
     grid: Grid
     solver: Solver | Adaptive
-    guidance: Guidance
     addresses: range
-    labels: Tensor | None
+    wishes: Wishes
 
 
 def main_process() -> bool:
@@ -70,10 +75,10 @@ def draw(asks: Sample) -> int:
     try:
         with asked():
             order = _order(asks, engine)
-            x, counts, states = _slice(asks, order, engine)
-        x, counts = _gathered(x, counts, engine)
+            drawn, counts, states = _slice(asks, order, engine)
+        drawn, counts = _gathered(drawn, counts, engine)
         if engine.main:
-            _finish(asks, order, x, counts, time.perf_counter() - begin)
+            _finish(asks, order, drawn, counts, time.perf_counter() - begin)
         engine.wait()
         for state in states:
             state.unlink(missing_ok=True)
@@ -94,40 +99,21 @@ def _order(asks: Sample, engine: Engine) -> _Order:
         if name not in known:  # before a large model is loaded
             raise unknown_name(kind, name, known)
     folder = FilePath(asks.model)
-    model = zoo.load(str(folder / MODEL) if folder.is_dir() else asks.model, engine.device)
+    name = str(folder / MODEL) if folder.is_dir() else asks.model
+    model, codec = zoo.load(name, engine.device), zoo.codec_of(name)
+    codec = None if codec is None else codec.to(engine.device)
     grid = registry.grid(asks.grid, model.path, asks.steps, sigma_min=asks.sigma_min)
     addresses = range(asks.first, asks.first + asks.n)
-    labels = _labels(model, asks.label, addresses)
-    if labels is None and asks.w != 1:
-        remedy = "Add --label, or leave --w at 1."
-        raise ConditionError("guidance", got=f"w = {asks.w:g} without a label", expected="a label", remedy=remedy)
-    guidance = Plain() if asks.w == 1 else CFG(asks.w)
-    return _Order(model, grid, registry.solver(asks.solver, model.path), guidance, addresses, labels)
+    wishes = wishes_of(asks, model, addresses)
+    return _Order(model, codec, grid, registry.solver(asks.solver, model.path), addresses, wishes)
 
 
-def _labels(model: Denoiser, label: str, addresses: range) -> Tensor | None:
-    """The label of every address; for "each" it depends on the address alone."""
-    if label == "none":
-        return None
-    field = model.schema.fields.get("label")
-    if field is None or field.values is None:
-        got, remedy = f"{label!r} for a model without labels", "Use --label none."
-        raise ConditionError("label", got=got, expected="none", remedy=remedy)
-    null = (model.schema.null or {}).get("label")
-    classes = [k for k in range(field.values) if k != null]
-    if label == "each":
-        return torch.tensor([classes[k % len(classes)] for k in addresses])
-    if not label.isdecimal() or int(label) not in classes:
-        expected = f"{classes[0]}..{classes[-1]}, each or none"
-        raise ConditionError("label", got=repr(label), expected=expected, remedy="Choose one of them.")
-    return torch.full((len(addresses),), int(label))
-
-
-def _slice(asks: Sample, order: _Order, engine: Engine) -> tuple[Tensor, Counts, list[FilePath]]:
+def _slice(asks: Sample, order: _Order, engine: Engine) -> tuple[Tensors, Counts, list[FilePath]]:
     """This process's share of the samples, batch by batch, what it cost, and the files of interrupted runs it kept."""
     addresses, n = order.addresses, len(order.addresses)
     mine = range(n * engine.rank // engine.world, n * (engine.rank + 1) // engine.world)
-    parts, total, states = [], Counts(), []
+    parts: list[Tensors] = []
+    total, states = Counts(), []
     several = engine.world > 1 or len(mine) > asks.batch
     for start in range(mine.start, mine.stop, asks.batch):
         rows = slice(start, min(start + asks.batch, mine.stop))
@@ -139,47 +125,55 @@ def _slice(asks: Sample, order: _Order, engine: Engine) -> tuple[Tensor, Counts,
             order.grid,
             samples=addresses[rows],
             seed=asks.seed,
-            cond=None if order.labels is None else {"label": order.labels[rows]},
+            cond=order.wishes.rows(rows),
+            conds=order.wishes.conds,
             solver=order.solver,
-            guidance=order.guidance,
+            guidance=order.wishes.guidance,
             device=engine.device,
             progress=interactive() and engine.main,
             compile=asks.compile,
             checkpoint=None if state is None else Checkpoint(str(state)),
         )
-        parts.append(result.x.cpu())
+        parts.append(_decoded(order.codec, result.x))
         total = total.plus(result.counts)
         states += [] if state is None else [state]
-    return torch.cat(parts) if parts else torch.empty(0), total, states
+    return _joined(parts), total, states
 
 
-def _gathered(x: Tensor, counts: Counts, engine: Engine) -> tuple[Tensor, Counts]:
+def _decoded(codec: LatentCodec | None, x: Tensor) -> Tensors:
+    """What is written of samples: themselves, or the pictures that they stand for and they."""
+    if codec is None:
+        return {"x": x.cpu()}
+    with torch.no_grad():
+        return {"x": codec.decode(x).cpu(), "latent": x.cpu()}
+
+
+def _joined(parts: Sequence[Tensors]) -> Tensors:
+    """Batches or shares, one after another; those without rows hold nothing."""
+    some = [part for part in parts if part]
+    return {name: torch.cat([part[name] for part in some]) for name in some[0]} if some else {}
+
+
+def _gathered(drawn: Tensors, counts: Counts, engine: Engine) -> tuple[Tensors, Counts]:
     """The samples and the cost of all processes, in the order of addresses."""
     if engine.accelerator is None:
-        return x, counts
+        return drawn, counts
     from accelerate.utils import gather_object
 
-    shares = gather_object([(x, tuple(counts))])
+    shares = gather_object([(drawn, tuple(counts))])
     total = Counts()
     for _, cost in shares:
         total = total.plus(Counts(*cost))
-    return torch.cat([x for x, _ in shares if len(x)]), total
+    return _joined([share for share, _ in shares]), total
 
 
-def _finish(asks: Sample, order: _Order, x: Tensor, counts: Counts, seconds: float) -> None:
+def _finish(asks: Sample, order: _Order, drawn: Tensors, counts: Counts, seconds: float) -> None:
     """Write the files and say so."""
-    tensors = {"x": x, "address": torch.tensor(order.addresses)}
-    if order.labels is not None:
-        tensors["label"] = order.labels
+    x, tensors = drawn["x"], {**drawn, "address": torch.tensor(order.addresses), **(order.wishes.cond or {})}
     files.write(asks.out / "samples.safetensors", tensors, _record(asks, order, counts))
     written = [asks.out / "samples.safetensors"]
     if x.ndim == 4 and x.shape[1] in (1, 3):
-        from wayfield import plots
-
-        small = x.shape[-1] <= 16
-        scale = max(1, 64 // x.shape[-1])
-        columns = 10 if asks.label == "each" else min(len(x), max(4, round(len(x) ** 0.5)))
-        written.append(plots.save_sheet(asks.out / "sheet.png", x, columns=columns, scale=scale, frame=int(small)))
+        written.append(_sheet(asks.out / "sheet.png", x, order.wishes))
     say = console()
     cost = f"{counts.calls} calls, {counts.rows} rows, {counts.skipped} skipped"
     say.print(f"{len(x)} samples in {seconds:.1f} s: {cost}", soft_wrap=True)
@@ -189,6 +183,21 @@ def _finish(asks: Sample, order: _Order, x: Tensor, counts: Counts, seconds: flo
         emit_paths(written)
 
 
+def _sheet(path: FilePath, x: Tensor, wishes: Wishes) -> FilePath:
+    """Write the pictures, a column per class if there are several, with their prompts."""
+    from wayfield import plots
+
+    side, texts = max(x.shape[2:]), wishes.texts
+    labels = (wishes.cond or {}).get("label")
+    classes = 1 if labels is None else len(labels.unique())
+    columns = classes if classes > 1 else min(len(x), max(4, round(len(x) ** 0.5)))
+    several = len(set(texts)) > 1
+    words = plots.Labels(title="" if several else "".join(texts[:1]), captions=texts if several else ())
+    scale, frame = max(1, (128 if side > 16 else 64) // side), int(side <= 16)
+    font = 14 if texts else None
+    return plots.save(path, plots.sheet(x, columns=columns, scale=scale, frame=frame, font=font, labels=words))
+
+
 def _record(asks: Sample, order: _Order, counts: Counts) -> dict[str, Any]:
     """How the samples were drawn, enough to draw them again."""
     return {
@@ -196,11 +205,13 @@ def _record(asks: Sample, order: _Order, counts: Counts) -> dict[str, Any]:
         "version": 1,
         "model": asks.model,
         "label": asks.label,
+        "prompts": list(asks.prompt),
+        "negative": asks.negative,
         "seed": asks.seed,
         "first": asks.first,
         "samples": asks.n,
         "solver": repr(order.solver),
-        "guidance": repr(order.guidance),
+        "guidance": repr(order.wishes.guidance),
         "path": repr(order.grid.path),
         "times": list(order.grid.t),
         "counts": counts._asdict(),

@@ -1,14 +1,17 @@
 """A sheet: small pictures side by side, enlarged without smoothing, with words around them. Drawn with Pillow.
 
-The words sit above groups of columns, left of each row and, as figures, right of it. Their font is DejaVu Sans, which
-matplotlib carries along, so that a sheet looks the same on every machine.
+The words sit above groups of columns, left of each row, as figures right of it, and under each picture. What stands
+above or under pictures is broken into lines as wide as they are. The font is DejaVu Sans, which matplotlib carries
+along, so that a sheet looks the same on every machine.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -51,8 +54,9 @@ class Labels:
     """Words around a sheet.
 
     title, about: above all, in large and in small letters / columns: one above each group of columns / rows: (name,
-    detail) left of each row / heads, notes: headings and cells of the figures right of each row; a cell that begins
-    with "*" is marked / breaks: numbers of the rows that keep a distance from the one above.
+    detail) left of each row, the detail below the name where there are captions / heads, notes: headings and cells of
+    the figures right of each row; a cell that begins with "*" is marked / breaks: numbers of the rows that keep a
+    distance from the one above / captions: one under each picture; one that begins with "*" is marked.
     """
 
     title: str = ""
@@ -62,6 +66,7 @@ class Labels:
     heads: Sequence[str] = ()
     notes: Sequence[Sequence[str]] = ()
     breaks: Sequence[int] = ()
+    captions: Sequence[str] = ()
 
 
 def sheet(
@@ -71,6 +76,7 @@ def sheet(
     scale: int = 5,
     group: int = 1,
     frame: int = 0,
+    font: int | None = None,
     labels: Labels = Labels(),
     theme: Theme = LIGHT,
 ) -> Image:
@@ -78,16 +84,19 @@ def sheet(
 
     pictures: (N, C, H, W) in [-1, 1], C = 1 or 3; values outside are clipped / columns: pictures in a row / scale:
     screen pixels per pixel / group: so many columns stand close together under one column label / frame: pixels of the
-    lowest value around each. Raises ShapeError for anything that is not a set of such pictures, RangeError for numbers
-    that make no sheet.
+    lowest value around each / font: height of the words in screen pixels, by default from that of a picture. Raises
+    ShapeError for anything that is not a set of such pictures, RangeError for numbers that make no sheet.
     """
-    if columns < 1 or scale < 1 or group < 1 or frame < 0:
-        got = f"columns = {columns}, scale = {scale}, group = {group}, frame = {frame}"
+    if columns < 1 or scale < 1 or group < 1 or frame < 0 or (font is not None and font < 1):
+        got = f"columns = {columns}, scale = {scale}, group = {group}, frame = {frame}, font = {font}"
         remedy = "Give the number of pictures in a row."
-        raise RangeError("sheet", got=got, expected="at least 1, 1, 1 and 0", remedy=remedy)
+        raise RangeError("sheet", got=got, expected="at least 1, 1, 1, 0 and 1", remedy=remedy)
     pixels = _pixels(pictures, frame, theme)
     n, height, width, _ = pixels.shape
-    layout = _Layout(columns, -(-n // columns), (width * scale, height * scale), group, labels)
+    if labels.captions and len(labels.captions) != n:
+        remedy = "Give one per picture, or none."
+        raise ShapeError("captions", got=len(labels.captions), expected=n, remedy=remedy)
+    layout = _Layout(columns, -(-n // columns), (width * scale, height * scale), group, labels, font)
     pil = require("PIL.Image")
     image = pil.new("RGB", layout.size, theme.paper)
     for k in range(n):
@@ -100,18 +109,26 @@ def sheet(
 @final
 @dataclass(frozen=True)
 class _Layout:
-    """Where everything goes, in screen pixels. cell: size of a picture / group: columns that stand close together."""
+    """Where everything goes, in screen pixels. cell: size of a picture / group: columns that stand close together /
+    asked: height of the words, None for one that suits the pictures.
+    """
 
     columns: int
     rows: int
     cell: Point
     group: int
     labels: Labels
+    asked: int | None
 
     @cached_property
     def font(self) -> int:
         """The height of the words."""
-        return max(11, round(0.29 * self.cell[1]))
+        return self.asked or max(11, round(0.29 * self.cell[1]))
+
+    @cached_property
+    def line(self) -> int:
+        """From one line of words to the next."""
+        return round(1.3 * self.font)
 
     @property
     def large(self) -> int:
@@ -136,14 +153,41 @@ class _Layout:
     @cached_property
     def left(self) -> int:
         """Where the pictures begin."""
-        lengths = [_length(name, self.font, True) + _length(more, self.font) for name, more in self.labels.rows]
+        lengths = [_length(name, self.font, True) for name, _ in self.labels.rows]
+        if self.captions:
+            lengths += [_length(line, self.font) for lines in self.details for line in lines]
+        else:
+            lengths = [n + _length(more, self.font) for n, (_, more) in zip(lengths, self.labels.rows, strict=True)]
         return self.margin + (max(lengths) + 2 * self.font if lengths else 0)
+
+    @cached_property
+    def details(self) -> list[list[str]]:
+        """The lines below the name of each row."""
+        return [_lines(more, self.font, self.cell[0]) if self.captions else [] for _, more in self.labels.rows]
 
     @cached_property
     def top(self) -> int:
         """Where the pictures begin."""
         words, heads = self.labels, bool(self.labels.columns or self.labels.heads)
-        return self.margin + self.font * (2 * bool(words.title) + 2 * bool(words.about) + 2 * heads)
+        more = self.line * max([0, *(len(lines) - 1 for lines in self.heads)])
+        return self.margin + self.font * (2 * bool(words.title) + 2 * bool(words.about) + 2 * heads) + more
+
+    @cached_property
+    def heads(self) -> list[list[str]]:
+        """The lines above each group of columns."""
+        width = self.group * (self.cell[0] + self.gap) - self.gap
+        return [_lines(text, self.font, width, True) for text in self.labels.columns]
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """The lines under each picture."""
+        return [_lines(text.lstrip("*"), self.font, self.cell[0]) for text in self.labels.captions]
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """How much room the words under each row take, all rows above included."""
+        rows = [self.captions[k * self.columns : (k + 1) * self.columns] for k in range(self.rows)]
+        return list(accumulate([self.line * max(map(len, row)) + self.font if row else 0 for row in rows], initial=0))
 
     @cached_property
     def right(self) -> int:
@@ -166,13 +210,14 @@ class _Layout:
         end = self.notes[-1] if self.notes else self.right
         title = self.margin + _length(self.labels.title, self.large, True)
         about = self.margin + _length(self.labels.about, self.font)
-        return max(end, title, about) + self.margin, self.corner(self.rows - 1, 0)[1] + self.cell[1] + self.margin
+        bottom = self.corner(self.rows - 1, 0)[1] + self.cell[1] + self.depths[-1] - self.depths[-2]
+        return max(end, title, about) + self.margin, bottom + self.margin
 
     def corner(self, row: int, column: int) -> Point:
         """The upper left corner of a picture."""
         x = self.left + column * (self.cell[0] + self.gap) + column // self.group * (self.wide - self.gap)
         breaks = sum(k <= row for k in self.labels.breaks)
-        return x, self.top + row * (self.cell[1] + self.gap) + breaks * self.font
+        return x, self.top + row * (self.cell[1] + self.gap) + breaks * self.font + self.depths[row]
 
 
 def _write(image: Image, layout: _Layout, theme: Theme) -> None:
@@ -185,20 +230,41 @@ def _write(image: Image, layout: _Layout, theme: Theme) -> None:
     put(layout.margin, layout.margin, labels.title, theme.text, "lt", True, layout.large)
     put(layout.margin, layout.margin + 2 * layout.font * bool(labels.title), labels.about, theme.faint, "lt")
     head = layout.top - layout.font
-    for k, text in enumerate(labels.columns):
+    for k, lines in enumerate(layout.heads):
         first, last = (layout.corner(0, k * layout.group + j)[0] for j in (0, layout.group - 1))
-        put((first + last + layout.cell[0]) // 2, head, text, theme.faint, "mm", True)
+        for up, text in enumerate(reversed(lines)):
+            put((first + last + layout.cell[0]) // 2, head - up * layout.line, text, theme.faint, "mm", True)
     for end, text in zip(layout.notes, labels.heads, strict=True):
         put(end, head, text, theme.faint, "rm")
     for k, (name, more) in enumerate(labels.rows):
         y = layout.corner(k, 0)[1] + layout.cell[1] // 2
         put(layout.margin, y, name, theme.text, "lm", True)
-        put(layout.margin + _length(name + " ", layout.font, True), y, more, theme.faint, "lm")
+        for down, text in enumerate(layout.details[k], 1):
+            put(layout.margin, y + down * layout.line, text, theme.faint, "lm")
+        if not layout.captions:
+            put(layout.margin + _length(name + " ", layout.font, True), y, more, theme.faint, "lm")
     for k, row in enumerate(labels.notes):
         y = layout.corner(k, 0)[1] + layout.cell[1] // 2
         for end, cell in zip(layout.notes, row, strict=True):
             best = cell.startswith("*")
             put(end, y, cell.lstrip("*"), theme.mark if best else theme.text, "rm", best)
+    for k, lines in enumerate(layout.captions):
+        x, y = layout.corner(*divmod(k, layout.columns))
+        fill = theme.mark if labels.captions[k].startswith("*") else theme.text
+        for down, text in enumerate(lines):
+            put(x, y + layout.cell[1] + (layout.font + layout.line) // 2 + down * layout.line, text, fill, "lm")
+
+
+def _lines(text: str, size: int, width: int, bold: bool = False) -> list[str]:
+    """Text in lines of at most that width; a word that is longer stays whole."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _length(longer, size, bold) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _pixels(pictures: Tensor, frame: int, theme: Theme) -> Tensor:
@@ -215,6 +281,7 @@ def _pixels(pictures: Tensor, frame: int, theme: Theme) -> Tensor:
     return (255 * level).round().to(torch.uint8)
 
 
+@functools.cache
 def _font(size: int, bold: bool = False) -> Any:
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     folder = f"{require('matplotlib').get_data_path()}/fonts/ttf"

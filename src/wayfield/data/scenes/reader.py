@@ -46,7 +46,7 @@ from wayfield.field.nets.detector import STRIDE, Detector, Maps, split
 __all__ = [
     "THRESHOLD",
     "Lessons",
-    "Reading",
+    "Sighting",
     "assign",
     "decode",
     "first_lessons",
@@ -68,7 +68,7 @@ _HELD = Mix(held_out=True)
 
 @final
 @dataclass(frozen=True)
-class Reading:
+class Sighting:
     """What was read in one picture, the surest thing first. there: confidence that each is there / certainty:
     probability of the form of each, both in 0..1.
     """
@@ -133,7 +133,7 @@ def second_lessons() -> Lessons:
     return Lessons(1)
 
 
-def decode(maps: Maps) -> list[Reading]:
+def decode(maps: Maps) -> list[Sighting]:
     """The readings that maps stand for, one per row. maps: see `field.nets.detector`, any device."""
     heat = maps.heat.float()
     wide = F.max_pool2d(heat[:, None], (3, 5), 1, (1, 2))[:, 0]
@@ -155,7 +155,7 @@ def decode(maps: Maps) -> list[Reading]:
     return [_reading(things) for things in found]
 
 
-def readings(net: Detector, pictures: Tensor) -> list[Reading]:
+def readings(net: Detector, pictures: Tensor) -> list[Sighting]:
     """What is read in each picture, with the confidence of it.
 
     net: a detector of this world / pictures: (B, 3, 32, 32) in [-1, 1], any device and floating type; read 256 at once.
@@ -168,7 +168,7 @@ def readings(net: Detector, pictures: Tensor) -> list[Reading]:
         remedy = "Count such pictures apart: nothing can be read in them."
         raise NonFiniteError("pictures", got=f"NaN or inf in picture {bad}", expected="finite", remedy=remedy)
     weight = next(net.parameters())
-    out: list[Reading] = []
+    out: list[Sighting] = []
     with torch.no_grad():
         for part in pictures.split(_BATCH):
             out += decode(split(net(part.to(weight.device, weight.dtype)), net.config))
@@ -252,9 +252,9 @@ def _distance(a: Thing, b: Thing) -> float:
     return math.hypot(a.x - b.x, a.y - b.y)
 
 
-def _reading(found: list[tuple[Thing, float, float]]) -> Reading:
+def _reading(found: list[tuple[Thing, float, float]]) -> Sighting:
     things, there, certainty = zip(*found, strict=True) if found else ((), (), ())
-    return Reading(things, there, certainty)
+    return Sighting(things, there, certainty)
 
 
 def _check(net: Detector) -> None:

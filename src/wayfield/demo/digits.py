@@ -1,4 +1,4 @@
-"""The demonstration: one small network, many ways to draw from it, what each costs and what it gives.
+"""Digits: one small network, many ways to draw from it, what each costs and what it gives.
 
 The class-conditional digits model that ships inside the package is sampled with several solvers, step counts and
 guidance scales, all from the same noise. Each setting is judged by three figures:
@@ -8,34 +8,29 @@ guidance scales, all from the same noise. Each setting is judged by three figure
 
 The other half of the real digits, in the same number, is judged in the same way: a perfect sampler would score like it.
 (The network has seen most of these digits, so it can score better.) The classifier's accuracy on real digits is that on
-the test split. It writes sheet.png, quality.png, paths.png, report.html and report.json.
+the test split.
 """
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path as FilePath
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from wayfield import __version__, registry, zoo
+from wayfield import registry, zoo
 from wayfield.core.grid import Grid
 from wayfield.data.digits import digits
-from wayfield.doors import demo_page
 from wayfield.doors.console import console
 from wayfield.field.denoiser import Denoiser
 from wayfield.guide import CFG, Plain
 from wayfield.measure import Moments, SmallSampleWarning, accuracy, frechet_distance
 from wayfield.sampling import Result, sample
 
-__all__ = ["SETTINGS", "DemoResult", "Line", "Setting", "demo"]
+__all__ = ["SETTINGS", "DigitsRun", "Drawn", "Line", "Setting", "Walk", "draw_digits"]
 
 CLASSES = 10
 SIGMA_MIN = 0.02  # the last noise level before the clean end: a tenth of the distance between two grey levels
@@ -94,36 +89,6 @@ class Line:
     seconds: float | None = None
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class DemoResult:
-    """lines: one per setting / real: the floor / samples: per setting / seconds: of everything / machine: what ran it
-    / files: written.
-    """
-
-    lines: tuple[Line, ...]
-    real: Line
-    samples: int
-    seed: int
-    seconds: float
-    machine: str
-    files: tuple[FilePath, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "version": __version__,
-            "model": "digits",
-            "samples": self.samples,
-            "seed": self.seed,
-            "seconds": round(self.seconds, 2),
-            "machine": self.machine,
-            "real": asdict(self.real),
-            "settings": [asdict(line) for line in self.lines],
-            "files": [str(path) for path in self.files],
-        }
-
-
 class Drawn(NamedTuple):
     """What the pictures of the report need of a run: the setting, its line, and the first sample of each class."""
 
@@ -142,14 +107,34 @@ class Walk(NamedTuple):
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class DigitsRun:
+    """drawn: one per setting / real: the floor / digits: real ones, two of each class / cloud: all real pictures and
+    their classes / samples: per setting.
+    """
+
+    drawn: tuple[Drawn, ...]
+    real: Line
+    walks: tuple[Walk, ...]
+    digits: Tensor
+    cloud: tuple[Tensor, Tensor]
+    samples: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        lines = [asdict(d.line) for d in self.drawn]
+        return {"samples": self.samples, "real": asdict(self.real), "settings": lines}
+
+
+@final
 class Judge:
     """Figures of samples whose classes are 0, 1, ..., 9, 0, 1, ... / n: how many samples each setting draws."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, classifier: str) -> None:
         data = digits()
         label = data.cond["label"]
         rank = (one := torch.nn.functional.one_hot(label, CLASSES)).cumsum(0).sub(1)[one.bool()]
-        self.n, self.net, self.data = n, zoo.load_classifier("digits-classifier"), data
+        self.n, self.net, self.data = n, zoo.load_classifier(classifier), data
         half = data.x[rank % 2 == 0]
         self.pixels, self.features = Moments.of(half.flatten(1)), Moments.of(self.net.features(half))
         # n of the other half, evenly spread (writers come one after another), in the order of classes that samples have
@@ -181,35 +166,26 @@ class Judge:
         return Line("Real digits", None, None, *self.distances(self.other), hits)
 
 
-def demo(out: str | os.PathLike[str], quick: bool = False, seed: int = 0) -> DemoResult:
-    """Run it, tell stderr how it goes, and write the report into the folder `out`.
+def draw_digits(names: tuple[str, str], quick: bool, seed: int) -> DigitsRun:
+    """Draw and judge every setting, and tell stderr how it goes.
 
-    quick: a quarter of the samples and no run of more than 20 steps / seed: of the noise.
+    names: of the denoiser and of the classifier / quick: a quarter of the samples and no run of more than 20 steps.
     """
-    start, n, say = time.perf_counter(), 200 if quick else 800, console()
-    model = zoo.load("digits")
-    with torch.no_grad(), _one_thread():
-        judge = Judge(n)
-        settings = [s for s in SETTINGS if s.steps <= 20 or not quick]
-        drawn: list[Drawn] = []
-        draw(model, settings[0], 2 * CLASSES, seed)  # the first run of all pays for what torch sets up once
-        for k, setting in enumerate(settings):
-            begin = time.perf_counter()
-            result = draw(model, setting, n, seed)
-            line = judge.line(setting, result, time.perf_counter() - begin)
-            drawn.append(Drawn(setting, line, result.x[:CLASSES]))
-            name = f"{setting.title}, {setting.detail}"
-            say.print(f"[dim]{k + 1:>3}/{len(settings)}[/]  {name:<24} {line.seconds:6.2f} s")
-        machine = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
-        real, paths = judge.real(), [_path(model, setting, seed) for setting in PATHS]
-    drawings = demo_page.draw(drawn, real, judge.other[:CLASSES], paths, judge.data)
-    pictures = [f"{name}{tail}.png" for name in drawings for tail in ("", "-dark")]
-    written = tuple(FilePath(out) / name for name in ("report.html", "report.json", *pictures))
-    lines, seconds = tuple(d.line for d in drawn), time.perf_counter() - start
-    result = DemoResult(lines, real, n, seed, seconds, machine, written)
-    demo_page.write(FilePath(out), result, drawings, quick)
-    demo_page.show(result)
-    return result
+    n, say, model = 200 if quick else 800, console(), zoo.load(names[0])
+    judge = Judge(n, names[1])
+    settings = [s for s in SETTINGS if s.steps <= 20 or not quick]
+    drawn: list[Drawn] = []
+    draw(model, settings[0], 2 * CLASSES, seed)  # the first run of all pays for what torch sets up once
+    for k, setting in enumerate(settings):
+        begin = time.perf_counter()
+        result = draw(model, setting, n, seed)
+        line = judge.line(setting, result, time.perf_counter() - begin)
+        drawn.append(Drawn(setting, line, result.x[:CLASSES]))
+        name = f"{setting.title}, {setting.detail}"
+        say.print(f"[dim]{k + 1:>3}/{len(settings)}[/]  {name:<24} {line.seconds:6.2f} s")
+    walks = tuple(_path(model, setting, seed) for setting in PATHS)
+    cloud = (judge.data.x, judge.data.cond["label"])
+    return DigitsRun(tuple(drawn), judge.real(), walks, judge.other[:CLASSES], cloud, n)
 
 
 def grid_of(model: Denoiser, setting: Setting) -> Grid:
@@ -239,19 +215,3 @@ def _path(model: Denoiser, setting: Setting, seed: int) -> Walk:
     spread = model.output.sigma_data
     scale = spread / ((alpha * spread) ** 2 + sigma**2).sqrt()
     return Walk(setting, x * scale.reshape(-1, *(1,) * (x.ndim - 1)))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread inside the block, unless OMP_NUM_THREADS asks for more.
-
-    Calls this small lose a lot with a second one where it has to share its core with other work: 150 s against 24 s, in
-    one measurement on two busy cores. And a fixed number keeps the order of sums, whatever the number of cores.
-    """
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

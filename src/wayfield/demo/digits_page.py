@@ -1,25 +1,20 @@
-"""What the demonstration shows: its table in the terminal, its pictures, and the page that holds everything
-together.
-"""
+"""The digits of the demonstration on its page: the table of samplers, their sheet, quality against cost, and paths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wayfield import __version__, files, html, plots
-from wayfield.doors.console import console, table
-from wayfield.plots import DARK, LIGHT, Labels, Theme
+from wayfield import html, plots
+from wayfield.demo.chapter import Chapter, Pair, both, shown
+from wayfield.demo.digits import DigitsRun, Drawn, Line, Walk
+from wayfield.doors.console import table
+from wayfield.plots import Labels, Theme
 
-if TYPE_CHECKING:
-    from wayfield.data.dataset import InMemory
-    from wayfield.demo import DemoResult, Drawn, Line, Walk
-
-__all__ = ["cells", "draw", "show", "write"]
+__all__ = ["cells", "digits_chapter", "show_digits"]
 
 HEADS = ("sampler", "steps", "w", "FD pixels", "FD features", "accuracy %", "calls", "rows", "seconds")
 
@@ -58,7 +53,10 @@ _PATHS = (
     "the variance of data). Rings are noise, discs are where they arrive, numbered by the class asked for; the cloud "
     "is real data."
 )
-_AGAIN = "The same seed gives the same samples, alone or in any batch; times depend on the machine."
+_LEAD = (
+    "{settings} ways to draw handwritten digits from one small network: what each costs and what it gives. {samples} "
+    "samples for each, all from the same noise."
+)
 
 
 def cells(lines: Sequence[Line], real: Line) -> list[tuple[str, ...]]:
@@ -77,59 +75,60 @@ def cells(lines: Sequence[Line], real: Line) -> list[tuple[str, ...]]:
     return [*rows, (real.title, "", "", *floor)]
 
 
-def show(result: DemoResult) -> None:
-    """The table and where the report is, on stderr."""
+def show_digits(run: DigitsRun) -> None:
+    """The table, on stderr."""
     rows = [
         tuple(f"[bold green]{c[1:]}[/]" if c.startswith("*") else c for c in row)
-        for row in cells(result.lines, result.real)
+        for row in cells([d.line for d in run.drawn], run.real)
     ]
     rows[-1] = tuple(f"[dim]{c}[/]" for c in rows[-1])
-    title = f"{result.samples} digits for each setting, seed {result.seed}"
-    table(
-        title,
-        [head.replace(" ", "\n") for head in HEADS],
-        rows,
-        note="FD: Fréchet distance to real digits; best of each column in bold",
+    heads = [head.replace(" ", "\n") for head in HEADS]
+    note = "FD: Fréchet distance to real digits; best of each column in bold"
+    table(f"{run.samples} digits for each setting", heads, rows, note=note)
+
+
+def digits_chapter(run: DigitsRun) -> Chapter:
+    """Everything about them."""
+    drawings, rows = _drawings(run), cells([d.line for d in run.drawn], run.real)
+    settings = f"{run.samples} for each of {len(run.drawn)} settings, classes 0 to 9 in equal shares"
+    section = html.section(
+        "Digits: many samplers, one network",
+        html.paragraph(_LEAD.format(settings=len(run.drawn), samples=run.samples)),
+        html.part("Figures", html.table(HEADS, rows, floor=len(rows) - 1), html.paragraph(_ABOUT)),
+        html.part("Quality against cost", shown(drawings["quality"], "distance to real digits against evaluations")),
+        html.part("The sheet", html.paragraph(_SHEET), shown(drawings["sheet"], "samples of every setting")),
+        html.part(
+            "From noise to data",
+            html.paragraph(_STRIP),
+            shown(drawings["strip"], "one sample at eleven stations"),
+            html.paragraph(_PATHS),
+            shown(drawings["paths"], "paths in the plane of two principal components"),
+        ),
     )
-    say = console()
-    say.print(f"{result.seconds:.1f} s in all; the report is {result.files[0]}", soft_wrap=True)
+    facts = (("digits", settings), ("noise levels", "Karras grids over each model's path, last level 0.02"))
+    return Chapter("digits", (section,), drawings, run.to_json(), facts)
 
 
-def draw(
-    drawn: Sequence[Drawn], real: Line, digits: Tensor, walks: Sequence[Walk], data: InMemory
-) -> dict[str, tuple[bytes, bytes]]:
-    """All pictures by name, as PNG in light and dark. digits: real ones, two of each class / data: all of them."""
-
-    def both(make: Any) -> tuple[bytes, bytes]:
-        return plots.png(make(LIGHT)), plots.png(make(DARK))
-
+def _drawings(run: DigitsRun) -> dict[str, Pair]:
+    """All pictures by name."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for d in drawn:
+    for d in run.drawn:
         if d.setting.w == 1:
             curves.setdefault(d.setting.title, []).append((float(d.line.evaluations or 0), d.line.pixels))
     guided = [
         (d.setting.w, d.line.pixels, 100 * d.line.accuracy)
-        for d in drawn
+        for d in run.drawn
         if (d.setting.solver, d.setting.steps) == ("ddim", 20)
     ]
-    plane = _plane(data.x)
-    cloud = (data.x.flatten(1) @ plane, data.cond["label"])
-    paths = {f"{w.setting.title}, {w.setting.detail}": w.x.flatten(2) @ plane for w in walks}
+    plane = _plane(run.cloud[0])
+    cloud = (run.cloud[0].flatten(1) @ plane, run.cloud[1])
+    paths = {f"{w.setting.title}, {w.setting.detail}": w.x.flatten(2) @ plane for w in run.walks}
     return {
-        "sheet": both(lambda theme: _sheet(drawn, real, digits, theme)),
-        "quality": both(lambda theme: plots.quality_plot(curves, real.pixels, guided, theme)),
+        "sheet": both(lambda theme: _sheet(run.drawn, run.real, run.digits, theme)),
+        "quality": both(lambda theme: plots.quality_plot(curves, run.real.pixels, guided, theme)),
         "paths": both(lambda theme: plots.paths_plot(cloud, paths, range(10), theme)),
-        "strip": both(lambda theme: _strip(walks, theme)),
+        "strip": both(lambda theme: _strip(run.walks, theme)),
     }
-
-
-def write(out: FilePath, result: DemoResult, drawings: Mapping[str, tuple[bytes, bytes]], quick: bool) -> None:
-    """Write the pictures, report.html and report.json into the folder `out`."""
-    for name, (light, dark) in drawings.items():
-        files.write_bytes(out / f"{name}.png", light)
-        files.write_bytes(out / f"{name}-dark.png", dark)
-    files.write_bytes(out / "report.html", _page(result, drawings, quick).encode())
-    files.write_json(out / "report.json", result.to_json())
 
 
 def _column(values: Sequence[float], form: str, best: Any = min) -> list[str]:
@@ -174,46 +173,3 @@ def _strip(walks: Sequence[Walk], theme: Theme) -> Any:
         rows.append(walk.x[stations, _SAMPLE])
     words = Labels(columns=["noise", *[""] * 9, "digit"], rows=[(w.setting.title, w.setting.detail) for w in walks])
     return plots.sheet(torch.cat(rows), columns=11, scale=10, frame=1, labels=words, theme=theme)
-
-
-def _page(result: DemoResult, drawings: Mapping[str, tuple[bytes, bytes]], quick: bool) -> str:
-    """The report as one file."""
-    settings = len(result.lines)
-    lead = (
-        f"One small network, {settings} ways to draw handwritten digits from it: what each costs and what it gives. "
-        f"{result.samples} samples for each, all from the same noise, on {result.machine}."
-    )
-    rows = cells(result.lines, result.real)
-    command = f"wayfield demo --seed {result.seed}{' --quick' * quick} --out runs/demo"
-    ran = [
-        ("version", f"wayfield {__version__}, torch {torch.__version__}"),
-        ("model", "digits, shipped inside the package"),
-        ("seed", str(result.seed)),
-        ("samples", f"{result.samples} for each of {settings} settings, classes 0 to 9 in equal shares"),
-        ("noise levels", "Karras grids over the model's path, last level 0.02"),
-        ("took", f"{result.seconds:.1f} s in all"),
-    ]
-    return html.page(
-        "wayfield: the demonstration",
-        lead,
-        [
-            html.section("What ran", html.facts(ran)),
-            html.section("Figures", html.table(HEADS, rows, floor=len(rows) - 1), html.paragraph(_ABOUT)),
-            html.section(
-                "Quality against cost", _picture(drawings["quality"], "distance to real digits against evaluations")
-            ),
-            html.section("The sheet", html.paragraph(_SHEET), _picture(drawings["sheet"], "samples of every setting")),
-            html.section(
-                "From noise to data",
-                html.paragraph(_STRIP),
-                _picture(drawings["strip"], "one sample at eleven stations"),
-                html.paragraph(_PATHS),
-                _picture(drawings["paths"], "paths in the plane of two principal components"),
-            ),
-            html.section("Reproduce it", html.paragraph(_AGAIN), html.code(f'pip install "wayfield[cli]"\n{command}')),
-        ],
-    )
-
-
-def _picture(pair: tuple[bytes, bytes], alt: str) -> str:
-    return html.picture(pair[0], alt, pair[1])
