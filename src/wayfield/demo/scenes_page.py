@@ -75,7 +75,7 @@ def scenes_chapter(run: ScenesRun) -> Chapter:
         html.part("What comes out right", html.table(HEADS, rows, floor=len(rows) - 1), html.paragraph(about)),
     )
     models = ", ".join(f"{name} ({title})" for name, title in zip(map(title_of, run.names), run.titles, strict=True))
-    facts = (("prompts", f"{models}; DPM-Solver++ 2M, {size.steps} steps"),)
+    facts = (("prompts", f"{models}; stochastic DPM-Solver++ 2M, {size.steps} steps"),)
     return Chapter("scenes", (section,), drawings, run.to_json(), facts)
 
 
