@@ -502,4 +502,4 @@ def test_the_classes_take_their_configs_directly():
     direct, built = UNet(config, seed=4), build(spec_of(UNet(config)), seed=4)
     assert all(torch.equal(a, b) for a, b in zip(direct.parameters(), built.parameters(), strict=True))
     assert Classifier(ClassifierConfig(shape=(2,), classes=2)).config.classes == 2
-    assert set(NETS) == {"Classifier", "DiT", "ResidualMLP", "UNet"}
+    assert set(NETS) == {"Autoencoder", "Classifier", "Detector", "DiT", "ResidualMLP", "UNet"}

@@ -92,7 +92,8 @@ class Watching(Watch):
             with torch.no_grad():
                 x = codec.codec.to(device).decode(x)
         scale = max(1, 64 // x.shape[-1])
-        image = plots.sheet(x, columns=self._columns, scale=scale, frame=int(x.shape[-1] <= 16))
+        colours = x.expand(-1, 3, -1, -1)  # the theme's scale for one channel would show photographs as negatives
+        image = plots.sheet(colours, columns=self._columns, scale=scale, frame=int(x.shape[-1] <= 16))
         plots.save(self._out / SAMPLES / f"step-{step:06d}.png", image)
         self._show(lambda board: board.picture(image, step))
 
