@@ -59,13 +59,15 @@ ENTRIES: Mapping[str, Entry] = {
         "Text-conditional denoiser of 32x32 scenes of shapes, digits and letters: a UNet that predicts v.",
         _SCENES,
         "scenes:denoiser",
-        f"{_NO_WORDS} How often it fails at places, relations, counts and letters is in the table.",
+        f"{_NO_WORDS} One shape it draws well. Places and relations are at chance, digits and letters seldom legible, "
+        "three different things never right: see the table.",
     ),
     "scenes-flow": Entry(
         "Text-conditional flow of the same scenes: a DiT that predicts velocities on the straight path.",
         _SCENES,
         "scenes:denoiser",
-        f"{_NO_WORDS} How often it fails at places, relations, counts and letters is in the table.",
+        f"{_NO_WORDS} Undertrained: it draws one shape in five as asked, and nothing harder. Use it where a flow is "
+        "needed, not where prompts matter.",
     ),
     "scenes-weak": Entry(
         "A deliberately weaker twin of scenes: smaller and trained for less. The bad model of autoguidance.",
