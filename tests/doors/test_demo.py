@@ -134,6 +134,7 @@ def seen(prompt, *things, negative=None, certainty=0.9):
         (seen(RELATED), False, "nothing"),
         (seen("a ring", RING, SQUARE), False, "small red ring, large blue square"),
         (seen("two small red rings", RING, RING), True, "two small red rings"),
+        (seen("a ring", RING, SQUARE, RING), False, "two small red rings, large blue square"),
         (seen("a ring", RING, certainty=0.4), False, "small red ring?"),
         (seen("something red", RING, certainty=0.4), False, "small red ring?"),
         (seen("a ring", RING, negative="something red"), False, "small red ring"),

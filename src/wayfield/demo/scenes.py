@@ -11,6 +11,7 @@ Pictures are drawn by the stochastic DPM-Solver++ 2M; picture k of an experiment
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -44,6 +45,7 @@ SHOWCASE = (
 )
 """A shape, a digit, a letter, two things, three alike, three things, and a pair that no training picture shows."""
 
+_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 SCALE, SIGMA_MIN, SOLVER = 3.0, 0.02, "dpm2m-sde"
 
 
@@ -109,13 +111,12 @@ class Seen(NamedTuple):
         things = self.reading.things
         wanted = [Wanted(t.form, t.colour, t.size) for t in things]
         doubts = ["?" if p < 0.5 else "" for p in self.reading.certainty]
-        names = [w.text() + doubt for w, doubt in zip(wanted, doubts, strict=True)]
-        if len(names) in (2, 3) and len(set(names)) == 1:
-            return f"{('two', 'three')[len(names) - 2]} {wanted[0].text(many=True)}{doubts[0]}"
-        if self.prompt.relation and len(names) == 2:
+        if self.prompt.relation and len(things) == 2:
             order = max(((0, 1), (1, 0)), key=lambda ks: self._hits([things[k] for k in ks]))
-            return f" {relation_of(*(things[k] for k in order))} ".join(names[k] for k in order)
-        return ", ".join(names) or "nothing"
+            return f" {relation_of(*(things[k] for k in order))} ".join(wanted[k].text() + doubts[k] for k in order)
+        groups = Counter(zip(wanted, doubts, strict=True)).items()
+        said = [f"{_NUMBERS.get(n, n)} {w.text(many=True)}" if n > 1 else w.text() for (w, _), n in groups]
+        return ", ".join(text + doubt for text, ((_, doubt), _) in zip(said, groups, strict=True)) or "nothing"
 
     def _hits(self, things: Sequence[Thing]) -> int:
         """How many attributes are right if things come in this order."""

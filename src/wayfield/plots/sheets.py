@@ -181,7 +181,8 @@ class _Layout:
     @cached_property
     def captions(self) -> list[list[str]]:
         """The lines under each picture."""
-        return [_lines(text.lstrip("*"), self.font, self.cell[0]) for text in self.labels.captions]
+        width = self.cell[0] - self.gap  # so that neighbours do not read as one line
+        return [_lines(text.lstrip("*"), self.font, width) for text in self.labels.captions]
 
     @cached_property
     def depths(self) -> list[int]:
