@@ -64,7 +64,7 @@ METHODS: Mapping[str, Method] = {
     for line in (
         Method(
             "ddpm-ddim-ldm",
-            "DDPM, DDIM and latent diffusion: the shared core (pixel part)",
+            "DDPM, DDIM and latent diffusion: the shared core",
             "Shah, Gromis, Pinto 2024, arXiv 2412.14422",
             "wayfield.core",
             "wayfield.recipes.ddpm_ddim_ldm:run",
