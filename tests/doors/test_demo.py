@@ -108,7 +108,6 @@ def test_the_judged_parts_say_what_was_asked_and_seen(out):
         assert line["accuracy"] == pytest.approx(sum(line["classes"].values()) / 10)
 
 
-@pytest.mark.skipif("scenes-reader" not in zoo.names(), reason="the zoo has no reader of scenes yet")
 def test_real_scenes_are_read_right(out):
     real = json.loads((out / "report.json").read_text())["scenes"]["real"]
     assert real["figures"]["all"] >= 0.75  # of 8; a reader right in 99 % fails this once in 10,000 sets
