@@ -31,12 +31,12 @@ def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def mixture_denoiser(path: Path, d: int = 1, kind: str = "x0") -> Denoiser:
-    """Three components in two classes, exact; label 2 is the whole mixture."""
+def mixture_denoiser(path: Path, d: int = 1, kind: str = "x0", spread: float = 0.09) -> Denoiser:
+    """Three components of variance `spread` in two classes, exact; label 2 is the whole mixture."""
     means = torch.tensor([[-1.0], [0.2], [1.1]], dtype=torch.float64).repeat(1, d)
     means[:, 1:] += 0.3 * randn(3, d - 1, seed=5)
     weights = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
-    net = isotropic_mixture(path, means, 0.09, weights, torch.tensor([0, 1, 1]))
+    net = isotropic_mixture(path, means, spread, weights, torch.tensor([0, 1, 1]))
     schema = Schema({"label": Field(values=3)}, {"label": 2})
     return Denoiser(net, path, kind, shape=(d,), schema=schema)
 

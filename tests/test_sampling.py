@@ -25,11 +25,12 @@ from wayfield.core.errors import (
 )
 from wayfield.core.noise import BrownianNoise, RecordingNoise, ReplayNoise, SeededNoise
 from wayfield.core.path import EDM, VP, Straight, Trig
-from wayfield.field.ask import COND, Ask, Counts
 from wayfield.field.batching import Batching
+from wayfield.field.binding import Counts, Query
 from wayfield.field.cond import Field, Schema
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG, Guidance, Plain
+from wayfield.guide import CFG
+from wayfield.guide.terms import Direction
 from wayfield.sampling import Checkpoint, sample
 from wayfield.solve import (
     DDIM,
@@ -132,15 +133,15 @@ def test_cfg_equals_a_hand_loop_and_its_cost(batching):
 
 class TestCfgScale:
     def test_neutral_is_plain_bit_for_bit_and_costs_one_branch(self):
-        plain, neutral = draw(guidance=Plain()), draw(guidance=CFG(1.0))
+        plain, neutral = draw(guidance=None), draw(guidance=CFG(1.0))
         assert torch.equal(plain.x, neutral.x)
         assert plain.counts == Counts(8, 80, 0)
-        assert neutral.counts == Counts(8, 80, 80)
+        assert neutral.counts == Counts(8, 80, 0)
 
     def test_zero_is_unconditional(self):
         run = draw(guidance=CFG(0.0))
         assert torch.equal(run.x, sample(tiny(), GRID, samples=10, seed=5).x)
-        assert run.counts == Counts(8, 80, 80)
+        assert run.counts == Counts(8, 80, 0)
 
     def test_ho_salimans(self):
         assert CFG.from_ho_salimans(0.5) == CFG(1.5)
@@ -368,18 +369,12 @@ def test_nan_is_named_with_its_step():
 def test_tables_kept_from_inference_mode_serve_gradients():
     """A run in inference mode must not leave tensors behind that a later gradient through the levels cannot use."""
 
-    class Slope(Guidance):
-        branches = 1  # pyright: ignore[reportAssignmentType]
-
-        def needs(self):
-            return ()
-
-        def __call__(self, ask, state):
+    class Slope(Direction):
+        def push(self, ask, step, state):
+            (pred,) = ask(Query("cond", grad=True))
             with torch.enable_grad():
-                x = ask.x.detach().requires_grad_()
-                (pred,) = Ask(ask.binding, x, ask.levels)(COND)
-                (g,) = torch.autograd.grad(pred.x0.square().sum(), x)
-            return ask.point(pred.x0.detach() - 0.01 * g), state
+                energy = pred.x0.square().sum(1)
+            return -0.01 * ask.pull(energy), state
 
     grid = G.karras(PATH, 5, sigma_min=0.07, sigma_max=11.0)
     with torch.inference_mode():

@@ -69,6 +69,20 @@ METHODS: Mapping[str, Method] = {
             "wayfield.core",
             "wayfield.recipes.ddpm_ddim_ldm:run",
         ),
+        Method(
+            "apg",
+            "Adaptive projected guidance: high scales without burnt colours",
+            "Sadat, Hilliges, Weber 2024, arXiv 2410.02416",
+            "wayfield.guide.apg",
+            "wayfield.recipes.apg:run",
+        ),
+        Method(
+            "adaptive-guidance",
+            "Adaptive guidance: the second evaluation only while it matters",
+            "Castillo, Kohler, Perez et al. 2023, arXiv 2312.12487",
+            "wayfield.guide.adaptive",
+            "wayfield.recipes.adaptive_guidance:run",
+        ),
     )
 }
 """The methods of this package, by name."""

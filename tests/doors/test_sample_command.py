@@ -14,6 +14,9 @@ from PIL import Image
 from wayfield import files, zoo
 from wayfield.cli import main
 from wayfield.data.scenes.words import tokenize
+from wayfield.field.binding import NULL
+from wayfield.guide import Away
+from wayfield.guide.expression import parse_guidance
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +269,36 @@ def test_sheets_of_larger_pictures(tmp_path, capsys, shape):
     with Image.open(tmp_path / "sheet.png") as image:
         side = scale * shape[-1]
         assert image.size == (10 * side + 9 * gap + 4 * gap, 2 * side + gap + 4 * gap)
+
+
+class TestGuidance:
+    """--guidance and --net: expressions instead of a scale."""
+
+    def test_an_expression_equals_its_scale(self, draw):
+        scale, _, _ = draw("--label", "3", "-n", "2", "--w", "3")
+        spelled, record, _ = draw("--label", "3", "-n", "2", "--guidance", "2 * Away(NULL)")
+        same(spelled["x"], scale["x"])
+        assert parse_guidance(record["guidance"]) == 2 * Away(NULL)
+
+    def test_a_further_network(self, draw, model):
+        options = ("--label", "3", "-n", "2", "--guidance", "CFG(3).versus('base', 2)")
+        versus, _, _ = draw(*options, "--net", f"base={model}")
+        same(versus["x"], draw("--label", "3", "-n", "2", "--w", "3")[0]["x"])
+
+    @pytest.mark.parametrize(
+        ("options", "words_of_error"),
+        [
+            (["--label", "3", "--guidance", "CFG(2)", "--w", "2"], "--guidance and --w"),
+            (["--guidance", "CFG(2)"], "CFG(2) without a label"),
+            (["--label", "3", "--guidance", "CFG(2"], "was never closed"),
+            (["--label", "3", "--guidance", "Auto(2)"], "unknown network"),
+            (["--label", "3", "--guidance", "Auto(2)", "--net", "tiny"], "NAME=MODEL"),
+            (["--label", "3", "--guidance", "Auto(2)", "--net", "main=digits-weak"], "NAME=MODEL"),
+            (["--label", "3", "--guidance", "CFG(2, 'negative')"], "unknown condition"),
+        ],
+    )
+    def test_bad_guidance_is_wrong_usage(self, model, capsys, tmp_path, options, words_of_error):
+        out = tmp_path / "out"
+        assert main(["sample", "--model", model, *options, "-n", "2", "--steps", "2", "--out", str(out)]) == 2
+        assert words_of_error in capsys.readouterr().err
+        assert not out.exists()

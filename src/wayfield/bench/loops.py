@@ -22,7 +22,8 @@ from wayfield.core.grid import Grid
 from wayfield.core.path import VE
 from wayfield.field.cond import Field, Schema
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide.cfg import CFG
+from wayfield.guide import CFG
+from wayfield.guide.terms import Term
 from wayfield.sampling import Result, sample
 from wayfield.solve.roles import Solver
 
@@ -33,9 +34,12 @@ CLASSES, W = 10, 4.0
 
 @final
 class Net(nn.Module):
-    """A network (B, dim) -> (B, dim) that hears time and class; `depth` layers of `width` (one weight) set its cost."""
+    """A network (B, dim) -> (B, dim) that hears time and class; `depth` layers of `width` (one weight) set its cost.
 
-    def __init__(self, dim: int = 64, width: int = 128, depth: int = 3, rate: float = 1.0) -> None:
+    gain: of the inner layers; about 1.7 keeps the size of what passes through many of them.
+    """
+
+    def __init__(self, dim: int = 64, width: int = 128, depth: int = 3, rate: float = 1.0, gain: float = 1.0) -> None:
         super().__init__()
         gen = torch.Generator().manual_seed(0)
 
@@ -44,12 +48,12 @@ class Net(nn.Module):
 
         self.time, self.label = weight(1, width), weight(CLASSES + 1, width)
         self.first, self.last = weight(dim, width), weight(width, dim)
-        self.inner, self.depth = weight(width, width), depth
-        self.rate, self.size = rate, (dim, width, depth)
+        self.inner, self.depth = weight(width, width).mul_(gain), depth
+        self.rate, self.gain, self.size = rate, gain, (dim, width, depth)
 
     def hearing(self, factor: float) -> Net:
         """The same network for times in another unit."""
-        return self if factor == 1 else Net(*self.size, rate=self.rate * factor)
+        return self if factor == 1 else Net(*self.size, rate=self.rate * factor, gain=self.gain)
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """x: (B, dim) / time: () or (B,) / cond: {"label": (B,)}."""
@@ -83,21 +87,18 @@ class World:
         """The condition of the doubled batch: classes, then none."""
         return {"label": torch.cat([self.label, torch.full_like(self.label, CLASSES)])}
 
-    def wayfield(self, solver: Solver) -> Callable[[], Result]:
-        """Our run."""
+    def denoiser(self, net: Net) -> Denoiser:
+        """A network of this world as wayfield takes it."""
         schema = Schema({"label": Field(values=CLASSES + 1)}, {"label": CLASSES})
-        denoiser = Denoiser(
-            self.net,
-            self.grid.path,
-            self.kind,
-            time=self.time,
-            scale_input=self.scale_input,
-            schema=schema,
-            shape=tuple(self.x.shape[1:]),
-        )
-        cond = {"label": self.label}
+        shape, scaled = tuple(self.x.shape[1:]), self.scale_input
+        return Denoiser(net, self.grid.path, self.kind, time=self.time, scale_input=scaled, schema=schema, shape=shape)
+
+    def wayfield(self, solver: Solver, guidance: Term = CFG(W), weak: Net | None = None) -> Callable[[], Result]:
+        """Our run. weak: a second network, for guidance that asks it."""
+        denoiser, cond, x = self.denoiser(self.net), {"label": self.label}, self.x
+        nets = None if weak is None else {"weak": self.denoiser(weak)}
         return lambda: sample(
-            denoiser, self.grid, x=self.x, samples=len(self.x), cond=cond, solver=solver, guidance=CFG(W)
+            denoiser, self.grid, x=x, samples=len(x), cond=cond, solver=solver, guidance=guidance, nets=nets
         )
 
     def guided(self, rescaled: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:

@@ -62,6 +62,20 @@ class Prediction:
             self._eps = self._eps()
         return self._eps
 
+    def map(self, f: Callable[[Tensor], Tensor]) -> Prediction:
+        """The pair with `f` applied to both members, to eps when it is first used; f keeps a tied pair tied."""
+        return Prediction(f(self.x0), lambda: f(self.eps), self.tied)
+
+    def take(self, index: Tensor) -> Prediction:
+        """Some rows of the pair, by index (b,)."""
+        return self.map(lambda y: y.index_select(0, index))
+
+    def join(self, other: Prediction) -> Prediction:
+        """The rows of this pair, then those of the other."""
+        return Prediction(
+            torch.cat([self.x0, other.x0]), lambda: torch.cat([self.eps, other.eps]), self.tied and other.tied
+        )
+
     def __repr__(self) -> str:
         return f"Prediction(x0={tuple(self.x0.shape)}, {self.x0.dtype})"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wayfield.core.errors import DeviceError, DTypeError, ShapeError
 
-__all__ = ["check_like", "check_samples", "dot", "expand", "flatten", "leaves", "norm", "tree_map"]
+__all__ = ["check_like", "check_samples", "dot", "expand", "flatten", "leaves", "norm", "tree_map", "tree_zip"]
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
@@ -44,6 +44,11 @@ def tree_map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {k: tree_map(f, v) for k, v in tree.items()}
     return tree
+
+
+def tree_zip(f: Callable[[Tensor, Tensor], Tensor], a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`f` of the tensors that stand at the same place of two equal nests of tuples."""
+    return tuple([f(x, y) if isinstance(x, Tensor) else tree_zip(f, x, y) for x, y in zip(a, b, strict=True)])
 
 
 def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

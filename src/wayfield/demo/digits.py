@@ -26,7 +26,7 @@ from wayfield.core.grid import Grid
 from wayfield.data.digits import digits
 from wayfield.doors.console import console
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG, Plain
+from wayfield.guide import CFG
 from wayfield.measure import Moments, SmallSampleWarning, accuracy, frechet_distance
 from wayfield.sampling import Result, sample
 
@@ -202,7 +202,7 @@ def draw(model: Denoiser, setting: Setting, n: int, seed: int, *, record: bool =
         seed=seed,
         cond={"label": torch.arange(n) % CLASSES},
         solver=registry.solver(setting.solver, model.path),
-        guidance=Plain() if setting.w == 1 else CFG(setting.w),
+        guidance=CFG(setting.w),
         record=record,
     )
 

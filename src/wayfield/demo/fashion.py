@@ -18,7 +18,7 @@ from wayfield import html, plots, registry, zoo
 from wayfield.data.fashion import FASHION_CLASSES
 from wayfield.demo.chapter import Chapter, both, shown, title_of
 from wayfield.doors.console import console, table
-from wayfield.guide import CFG, Plain
+from wayfield.guide import CFG
 from wayfield.plots import Labels, Theme
 from wayfield.sampling import sample
 
@@ -92,7 +92,7 @@ def draw_fashion(name: str, judge: str, each: int, seed: int) -> FashionRun:
             seed=seed,
             cond={"label": label},
             solver=registry.solver("dpm2m", model.path),
-            guidance=Plain() if w == 1 else CFG(w),
+            guidance=CFG(w),
         )
         seconds = round(time.perf_counter() - begin, 2)
         right = (net(result.x.clamp(-1, 1)).argmax(1) == label).double().view(each, _CLASSES).mean(0)

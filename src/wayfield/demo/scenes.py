@@ -25,7 +25,7 @@ from wayfield.data.scenes.reader import Sighting, readings
 from wayfield.doors.console import console
 from wayfield.field.denoiser import Denoiser
 from wayfield.field.nets.detector import Detector
-from wayfield.guide import CFG, Plain
+from wayfield.guide import CFG
 from wayfield.sampling import sample
 
 __all__ = ["NEGATIVE", "PROMPT", "SHOWCASE", "Ask", "Row", "ScenesRun", "Score", "Seen", "Size", "draw_scenes"]
@@ -199,7 +199,7 @@ class Studio:
             cond={"tokens": tokenize(prompts)},
             conds={} if negative is None else {"negative": {"tokens": negative.tokens}},
             solver=registry.solver(SOLVER, self.model.path),
-            guidance=Plain() if w == 1 else CFG(w, "null" if negative is None else "negative"),
+            guidance=CFG(w, "null" if negative is None else "negative"),
         )
         return _seen(self.net, result.x, prompts, negative), result.counts.rows
 

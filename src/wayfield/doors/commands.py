@@ -110,6 +110,10 @@ class Sample:
     """last noise level before the clean end; not for uniform"""
     w: Annotated[float | None, arg(metavar="FLOAT")] = None
     """guidance scale of c + (w - 1)(c - u), 1 means no guidance; by default 3 with a prompt, else 1"""
+    guidance: Annotated[str | None, arg(metavar="EXPRESSION")] = None
+    """instead of --w, an expression such as CFG(3).when(Interval(high=2.0)) + Auto(2)"""
+    net: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=MODEL")] = ()
+    """a further network that the guidance names, such as weak=digits-weak"""
     seed: int = 0
     """of the noise"""
     out: FilePath = FilePath("runs/sample")

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from wayfield import files, registry, zoo
-from wayfield.core.errors import DeviceError, RangeError, unknown_name
+from wayfield.core.errors import ConditionError, DeviceError, RangeError, unknown_name
 from wayfield.core.grid import Grid
 from wayfield.doors.console import DONE, asked, console, emit, emit_paths, interactive
 from wayfield.doors.wishes import Wishes, wishes_of
-from wayfield.field.ask import Counts
+from wayfield.field.binding import Counts
 from wayfield.field.denoiser import Denoiser
 from wayfield.field.latent import LatentCodec
 from wayfield.sampling import Checkpoint, sample
@@ -44,9 +44,12 @@ Tensors = Mapping[str, Tensor]
 @final
 @dataclass(frozen=True, eq=False)
 class _Order:
-    """What was asked for, checked. codec: decodes what the model draws, None if that is the data themselves."""
+    """What was asked for, checked. nets: further networks by name / codec: decodes what the model draws, None if that is
+    the data themselves.
+    """
 
     model: Denoiser
+    nets: Mapping[str, Denoiser]
     codec: LatentCodec | None
     grid: Grid
     solver: Solver | Adaptive
@@ -105,7 +108,20 @@ def _order(asks: Sample, engine: Engine) -> _Order:
     grid = registry.grid(asks.grid, model.path, asks.steps, sigma_min=asks.sigma_min)
     addresses = range(asks.first, asks.first + asks.n)
     wishes = wishes_of(asks, model, addresses)
-    return _Order(model, codec, grid, registry.solver(asks.solver, model.path), addresses, wishes)
+    return _Order(model, _nets(asks, engine), codec, grid, registry.solver(asks.solver, model.path), addresses, wishes)
+
+
+def _nets(asks: Sample, engine: Engine) -> Mapping[str, Denoiser]:
+    """The further networks that were named. Raises ConditionError for anything but NAME=MODEL."""
+    nets: dict[str, Denoiser] = {}
+    for text in asks.net:
+        name, _, model = text.partition("=")
+        if not name or not model or name == "main" or name in nets:
+            remedy = "Write e.g. --net weak=digits-weak, each name once; 'main' is the model itself."
+            raise ConditionError("--net", got=text, expected="NAME=MODEL", remedy=remedy)
+        folder = FilePath(model)
+        nets[name] = zoo.load(str(folder / MODEL) if folder.is_dir() else model, engine.device)
+    return nets
 
 
 def _slice(asks: Sample, order: _Order, engine: Engine) -> tuple[Tensors, Counts, list[FilePath]]:
@@ -129,6 +145,7 @@ def _slice(asks: Sample, order: _Order, engine: Engine) -> tuple[Tensors, Counts
             conds=order.wishes.conds,
             solver=order.solver,
             guidance=order.wishes.guidance,
+            nets=order.nets,
             device=engine.device,
             progress=interactive() and engine.main,
             compile=asks.compile,

@@ -18,7 +18,10 @@ from wayfield.core.errors import ConditionError
 from wayfield.data.scenes.words import SCHEMA, Prompt, parse, tokenize
 from wayfield.field.cond import Cond
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG, Guidance, Plain
+from wayfield.guide import CFG, Guidance
+from wayfield.guide.expression import parse_guidance
+from wayfield.guide.guidance import guidance_of
+from wayfield.guide.terms import Term
 
 if TYPE_CHECKING:
     from wayfield.doors.commands import Sample
@@ -38,7 +41,7 @@ class Wishes:
 
     cond: Cond | None
     conds: Mapping[str, Cond]
-    guidance: Guidance
+    guidance: Guidance | Term
     texts: tuple[str, ...] = ()
 
     def rows(self, part: slice) -> Cond | None:
@@ -51,6 +54,7 @@ def wishes_of(asks: Sample, model: Denoiser, addresses: range) -> Wishes:
     other, and what `parse` raises for a prompt.
     """
     w = asks.w if asks.w is not None else PROMPT_W if asks.prompt else 1.0
+    steered = _steered(asks)
     if asks.prompt:
         prompts = [_prompt(text, model) for text in asks.prompt]
         if asks.label != "none":
@@ -58,16 +62,30 @@ def wishes_of(asks: Sample, model: Denoiser, addresses: range) -> Wishes:
             raise ConditionError("wishes", got=got, expected="one of them", remedy=remedy)
         turns = [prompts[k % len(prompts)] for k in addresses]
         negative = _negative(asks.negative, w, model)
-        guidance = Plain() if w == 1 else CFG(w, "negative" if negative else "null")
+        guidance = steered or CFG(w, "negative" if negative else "null")
         return Wishes({"tokens": tokenize(turns)}, negative, guidance, tuple(p.text for p in turns))
     if asks.negative is not None:
         got, remedy = f"{asks.negative!r} without a prompt", "Add --prompt."
         raise ConditionError("--negative", got=got, expected="a prompt", remedy=remedy)
     labels = _labels(model, asks.label, addresses)
-    if labels is None and w != 1:
-        got, remedy = f"w = {w:g} without a label", "Add --label or --prompt, or leave --w at 1."
+    if labels is None and (w != 1 or steered is not None):
+        got, remedy = f"{asks.guidance or f'w = {w:g}'} without a label", "Add --label or --prompt, or leave --w at 1."
         raise ConditionError("guidance", got=got, expected="a label or a prompt", remedy=remedy)
-    return Wishes(None if labels is None else {"label": labels}, {}, Plain() if w == 1 else CFG(w))
+    return Wishes(None if labels is None else {"label": labels}, {}, steered or CFG(w))
+
+
+def _steered(asks: Sample) -> Guidance | Term | None:
+    """The guidance that was spelled out, if one was."""
+    if asks.guidance is None:
+        return None
+    if asks.w is not None:
+        got, remedy = "--guidance and --w", "Write the scale into the expression."
+        raise ConditionError("guidance", got=got, expected="one of them", remedy=remedy)
+    made = parse_guidance(asks.guidance)
+    if asks.negative is not None and all(q.cond != "negative" for q in guidance_of(made).queries):
+        got, remedy = f"{asks.guidance} with --negative", "Push away from it: Away('negative') or CFG(3, 'negative')."
+        raise ConditionError("guidance", got=got, expected="one that uses the negative prompt", remedy=remedy)
+    return made
 
 
 def _prompt(text: str, model: Denoiser) -> Prompt:

@@ -47,14 +47,19 @@ class Batching:
         """
         return Batching(merge_below=65_536 if device.type == "cpu" else None)
 
-    def split(self, queries: Sequence[Q], x: Tensor) -> list[Sequence[Q]]:
-        """Cut a group of queries, one branch of len(x) rows each, into calls."""
-        k = len(queries)
-        if self.merge_below is not None:
-            k = min(k, max(1, self.merge_below // x.numel()))
-        if self.max_rows is not None:
-            k = min(k, max(1, self.max_rows // x.shape[0]))
-        return [queries] if k >= len(queries) else [queries[i : i + k] for i in range(0, len(queries), k)]
+    def split(self, group: Sequence[Q], sizes: Sequence[int], numel: int) -> list[list[Q]]:
+        """Cut a group of branches into calls, in order. sizes: rows of each branch / numel: input numbers of a row."""
+        limit = float("inf") if self.merge_below is None else self.merge_below // max(numel, 1)
+        limit = limit if self.max_rows is None else min(limit, self.max_rows)
+        parts: list[list[Q]] = []
+        room = 0.0
+        for branch, size in zip(group, sizes, strict=True):
+            if not parts or size > room:
+                parts.append([])
+                room = limit
+            parts[-1].append(branch)
+            room -= size
+        return parts
 
 
 def measure(

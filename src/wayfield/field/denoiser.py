@@ -61,6 +61,18 @@ class Level(NamedTuple):
         """The level with `f` applied to each of its numbers."""
         return Level(*(c if c is None else f(c) for c in self))  # pyright: ignore[reportArgumentType]
 
+    def express(self, x0: Tensor, x: Tensor, space: str) -> Tensor:
+        """x0 at points x (B, *D) as noise ("eps") or as a network's answer ("native"); the level is laid out over x."""
+        if space == "eps":
+            return torch.addcmul(self.point_x * x, self.point_x0, x0)
+        return (x0 - self.x0_x * x) / self.x0_y
+
+    def recover(self, y: Tensor, x: Tensor, space: str) -> Tensor:
+        """The x0 behind `express(x0, x, space)`."""
+        if space == "eps":
+            return (y - self.point_x * x) / self.point_x0
+        return torch.addcmul(self.x0_x * x, self.x0_y, y)
+
 
 def _quarter_log_sigma(path: Path, t: Tensor) -> Tensor:
     return (-0.125 * path.log_snr(t)).clamp(-10, 10)
@@ -200,7 +212,7 @@ class Denoiser:
         y = self.answer(x, level, cond)
         y = y if y.dtype == x.dtype else y.to(x.dtype)
         level = level if level.alpha.ndim == 0 else level.map(lambda c: expand(c, x))
-        x0 = torch.addcmul(level.x0_x * x, level.x0_y, y)
+        x0 = y if self.output.name == "x0" else torch.addcmul(level.x0_x * x, level.x0_y, y)
         return Prediction(x0, lambda: torch.addcmul(level.eps_x * x, level.eps_y, y), tied=True)
 
     def __call__(self, x: Tensor, t: float | Tensor, cond: Cond | Mapping[str, Any] | None = None) -> Prediction:

@@ -1,7 +1,43 @@
 """Guidance: how the answers of one or several networks become the prediction that a solver follows."""
 
-from wayfield.guide.cfg import CFG
-from wayfield.guide.clip import Clip
-from wayfield.guide.roles import Guidance, Plain
+from wayfield.field.binding import COND, NULL, Query
+from wayfield.guide.adaptive import AG
+from wayfield.guide.apg import APG, apg, apg_preset
+from wayfield.guide.classifier import ClassifierGuidance
+from wayfield.guide.compose import compose
+from wayfield.guide.contrast import CFG, Auto, Away
+from wayfield.guide.energy import Energy
+from wayfield.guide.expression import parse_guidance
+from wayfield.guide.gates import Interval, Schedule, Stage, Steps
+from wayfield.guide.guidance import PLAIN, Guidance
+from wayfield.guide.hold import Hold
+from wayfield.guide.linear import LinearAG
+from wayfield.guide.policy import policy
+from wayfield.guide.rescale import Rescale
 
-__all__ = ["CFG", "Clip", "Guidance", "Plain"]
+__all__ = [
+    "AG",
+    "APG",
+    "CFG",
+    "COND",
+    "NULL",
+    "PLAIN",
+    "Auto",
+    "Away",
+    "ClassifierGuidance",
+    "Energy",
+    "Guidance",
+    "Hold",
+    "Interval",
+    "LinearAG",
+    "Query",
+    "Rescale",
+    "Schedule",
+    "Stage",
+    "Steps",
+    "apg",
+    "apg_preset",
+    "compose",
+    "parse_guidance",
+    "policy",
+]

@@ -38,7 +38,7 @@ from wayfield.core.grid import Grid
 from wayfield.core.schedule import Tabulated
 from wayfield.data.digits import digits, svm
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG, Clip
+from wayfield.guide import CFG, Guidance
 from wayfield.measure import Moments, SmallSampleWarning, frechet_distance
 from wayfield.progress import track
 from wayfield.recipes import latent_digits
@@ -137,7 +137,7 @@ def _draw(
     model: Denoiser, setting: Setting, grid: Grid, n: int, seed: int, clip: bool = False
 ) -> tuple[Tensor, Tensor, int]:
     labels, guidance = torch.arange(n) % 10, CFG(setting.w)
-    cond, wrapped = {"label": labels}, Clip(guidance) if clip else guidance
+    cond, wrapped = {"label": labels}, Guidance(guidance, clip=(-1.0, 1.0)) if clip else guidance
     result = sample(model, grid, samples=n, seed=seed, cond=cond, solver=setting.solver, guidance=wrapped)
     return result.x, labels, result.counts.rows // n
 

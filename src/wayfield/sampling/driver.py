@@ -15,18 +15,22 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from wayfield.core.errors import DTypeError, NonFiniteError, ShapeError, UnsupportedError
+from wayfield.core.errors import NonFiniteError, UnsupportedError
 from wayfield.core.grid import Grid
-from wayfield.core.noise import INITIAL, Address, Noise, SeededNoise
+from wayfield.core.noise import Address, Noise, SeededNoise
 from wayfield.core.predict import Prediction
-from wayfield.core.shapes import check_samples
-from wayfield.field.ask import Ask, Binding, Counts
+from wayfield.field.ask import Ask
 from wayfield.field.batching import Batching
+from wayfield.field.binding import Binding, Counts
 from wayfield.field.denoiser import Denoiser, Level
-from wayfield.guide.roles import Guidance, Plain
+from wayfield.guide.guidance import Guidance, Steering, guidance_of
+from wayfield.guide.planner import Planner
+from wayfield.guide.roles import State, Step
+from wayfield.guide.terms import Term
 from wayfield.progress import track
+from wayfield.sampling.begin import check_run, starting_points
 from wayfield.sampling.resume import Checkpoint, Run, RunState, fingerprint, restore, save
-from wayfield.sampling.tables import level_rows, solver_rows
+from wayfield.sampling.tables import level_rows, solver_rows, step_rows
 from wayfield.solve.adaptive import Adaptive
 from wayfield.solve.ddim import DDIM
 from wayfield.solve.roles import Solver
@@ -35,26 +39,30 @@ __all__ = ["Result", "StepInfo", "sample"]
 
 
 class StepInfo(NamedTuple):
-    """What a callback sees after step i of n: the time reached, the points (B, *D) and the cost so far."""
+    """What a callback sees after step i of n: the time reached, the points (B, *D), the cost so far, and what guidance
+    remembers, to be read with `Guidance.remembered`.
+    """
 
     i: int
     n: int
     t: float
     x: Tensor
     counts: Counts
+    state: State = ()
 
 
 @final
 @dataclass(frozen=True)
 class Result:
     """x: samples (B, *D) / counts: calls, rows, skipped / steps: steps made (attempts, for an adaptive solver) /
-    trajectory: (N + 1, B, *D) or None.
+    trajectory: (N + 1, B, *D) or None / state: what guidance remembers at the end.
     """
 
     x: Tensor
     counts: Counts
     steps: int
     trajectory: Tensor | None = None
+    state: State = ()
 
 
 def sample(
@@ -65,7 +73,7 @@ def sample(
     seed: int = 0,
     cond: Mapping[str, Any] | None = None,
     solver: Solver | Adaptive = DDIM(),
-    guidance: Guidance = Plain(),
+    guidance: Guidance | Term | None = None,
     shape: Sequence[int] | None = None,
     x: Tensor | None = None,
     noise: Noise | None = None,
@@ -79,36 +87,40 @@ def sample(
     progress: bool = False,
     compile: bool | str = False,
     checkpoint: Checkpoint | None = None,
+    grad: bool = False,
 ) -> Result:
     """Draw samples. The same (seed, sample address) gives the same sample, alone or in any batch.
 
     denoiser: the main network; it may have been trained on another path than the grid's / grid: the times to visit.
     samples: a count, or the addresses of the samples wanted / seed: of the noise / noise: instead of both.
     cond: the main condition, None for unconditional; one value serves all rows.
+    guidance: a term such as CFG(3), a `Guidance`, or None for none.
     conds: further named conditions, e.g. {"negative": ...} / nets: further networks by name / x: start from these
     points (B, *D) at the grid's first time instead of noise.
     shape: data shape *D, where the denoiser does not know it / dtype: of the state; networks may run in another.
-    compile: one graph per plan; True for inductor or a backend's name / checkpoint: save and resume.
+    compile: one graph per plan; True for inductor or a backend's name / checkpoint: save and resume / grad: record
+    gradients through the whole run, for those who differentiate samples.
     Raises SingularError, ShapeError, DTypeError, DeviceError, ConditionError, UnknownNameError, UnsupportedError or
     CheckpointError before the first step, and NonFiniteError, naming the step, at the end.
     """
     device = torch.device(device)
     fields = {"main": denoiser, **(nets or {})}
     noise = noise or SeededNoise(seed, samples)
-    x = _start(fields, grid, noise, shape, x, dtype, device)
+    x = starting_points(fields, grid, noise, shape, x, dtype, device)
     binding = Binding(fields, {"cond": cond, **(conds or {})}, len(x), device, batching or Batching.default(device))
-    binding.layout(guidance.needs(), x)  # every condition is checked before the first step
-    with torch.no_grad():
+    rule = guidance_of(guidance)
+    check_run(binding, solver, rule, grid, compile)
+    with torch.set_grad_enabled(grad):
         if isinstance(solver, Adaptive):
             asked = {"record": record, "callback": callback, "compile": compile, "checkpoint": checkpoint}
             if any(asked.values()):
                 got = [k for k, v in asked.items() if v]
                 remedy = "Its steps belong to each sample; use a solver with a fixed grid for that."
                 raise UnsupportedError("adaptive solver", got=got, expected="none of these options", remedy=remedy)
-            return _adaptive(binding, solver, guidance, grid, x)
+            return _adaptive(binding, solver, rule, grid, x)
         plan, rows = solver_rows(solver, grid, dtype, device)
-        run = Run(binding, solver, guidance, grid, plan, level_rows(fields, grid, plan, x), rows, noise)
-        state = RunState(0, x, solver.init(x), guidance.init(x), Counts(), [x] if record else [])
+        run = Run(binding, solver, rule, grid, plan, level_rows(fields, grid, plan, x), rows, noise)
+        state = RunState(0, x, solver.init(x), rule.init(x, grid.steps), Counts(), [x] if record else [])
         if checkpoint is not None:
             run = run._replace(checkpoint=checkpoint, fingerprint=fingerprint(run, x, record))
             state = restore(run, state)
@@ -121,6 +133,7 @@ def _step(
     x: Tensor,
     row: Any,
     levels: tuple[dict[str, Level], ...],
+    plans: tuple[Steering, ...],
     noise: tuple[Tensor, ...],
     state: Any,
     gstate: Any,
@@ -128,15 +141,16 @@ def _step(
     """One pure step; the unit that is compiled. Guidance state is committed by the step's first evaluation."""
     binding, solver, guidance = run
     calls = rows = 0
-    first = gstate
+    first = reads = gstate
 
     def denoise(x: Tensor, k: int) -> Prediction:
-        nonlocal calls, rows, first
-        ask = Ask(binding, x, levels[k])
-        pred, new = guidance(ask, gstate)
-        calls, rows = calls + ask.calls, rows + ask.rows
+        nonlocal calls, rows, first, reads
+        ask = Ask(binding, x, levels[k], guidance.base)
+        pred, new = guidance(ask, reads, plans[k])
+        calls, rows = calls + ask.calls, rows + ask.evaluated
         if k == 0:
             first = new
+            reads = guidance.held(gstate, new) if len(levels) > 1 else reads
         return pred
 
     x, state = solver.step(denoise, x, row, state, noise, len(levels))
@@ -145,7 +159,13 @@ def _step(
 
 @functools.cache
 def _compiled(backend: str) -> Callable[..., Any]:
-    return torch.compile(_step, fullgraph=True, dynamic=False, backend=backend)
+    step = torch.compile(_step, fullgraph=True, dynamic=False, backend=backend)
+
+    def unit(*args: Any) -> Any:
+        with torch._dynamo.config.patch(trace_autograd_ops=True):  # energies and classifiers differentiate inside
+            return step(*args)
+
+    return unit
 
 
 def _loop(
@@ -162,53 +182,35 @@ def _loop(
     branches = run.binding.batch * run.guidance.branches
     first, x, state, gstate, counts, trajectory = s
     calls, rows, skipped = counts
+    plan = _planning(run, x)
     tables = zip(range(n), run.rows, run.levels, run.plan.draws, strict=True)
     for i, row, levels, draws in track(list(tables)[first:], "sampling", on=progress):
         noise = _draws(run, i, x) if draws else ()
-        x, state, gstate, c, r = unit(fixed, x, row, levels, noise, state, gstate)
+        x, state, gstate, c, r = unit(fixed, x, row, levels, plan(i, gstate), noise, state, gstate)
         calls, rows, skipped = calls + c, rows + r, skipped + branches * len(levels) - r
         if record:
             trajectory.append(x)
         if callback is not None:
-            callback(StepInfo(i + 1, n, grid.t[i + 1], x, Counts(calls, rows, skipped)))
+            callback(StepInfo(i + 1, n, grid.t[i + 1], x, Counts(calls, rows, skipped), gstate))
         if every and (i + 1) % every == 0 and i + 1 < n:
             save(run, RunState(i + 1, x, state, gstate, Counts(calls, rows, skipped), trajectory))
     if not _finite(x):
         raise _not_finite(grid, _first_bad_step(run, s, unit))
-    return Result(x, Counts(calls, rows, skipped), n, torch.stack(trajectory) if record else None)
+    return Result(x, Counts(calls, rows, skipped), n, torch.stack(trajectory) if record else None, gstate)
 
 
-def _start(
-    fields: Mapping[str, Denoiser],
-    grid: Grid,
-    noise: Noise,
-    shape: Sequence[int] | None,
-    x: Tensor | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """The checked points at the grid's first time."""
-    if not dtype.is_floating_point:
-        raise DTypeError("dtype", got=dtype, expected="a floating-point type", remedy="Use torch.float32.")
-    if x is None:
-        want = fields["main"].shape if shape is None else tuple(shape)
-        if want is None:
-            raise ShapeError(
-                "data shape", got=None, expected="(*D)", remedy="Pass shape=..., or make the Denoiser with shape=..."
-            )
-        sigma = float(grid.scales.sigma[0])
-        x = sigma * noise.draw(want, Address(INITIAL, 0, grid.t[0], grid.t[0])).to(device=device, dtype=dtype)
-    x = check_samples("starting points", x).to(device=device, dtype=dtype)
-    if len(x) != len(noise.samples):
-        raise ShapeError(
-            "starting points",
-            got=f"{len(x)} rows",
-            expected=f"{len(noise.samples)}, the number of samples",
-            remedy="Pass samples=len(x).",
-        )
-    for each in fields.values():
-        each.check_points(x)
-    return x
+def _planning(run: Run, x: Tensor) -> Callable[[int, State], tuple[Steering, ...]]:
+    """What guidance decides for the evaluations of step i, on the host, before them."""
+    guidance, steps = run.guidance, step_rows(run.grid, run.plan)
+    planner = Planner(guidance.rows, guidance.base, x)
+
+    def plan(step: Step, state: State) -> Steering:
+        return guidance.plan(planner, step, state, run.binding, x)  # here, not in compiled code
+
+    if not guidance.decides:
+        _, *same = plan(steps[0][0], guidance.init(x, run.grid.steps))
+        return lambda i, state: tuple([Steering(step, *same) for step in steps[i]])  # pyright: ignore[reportArgumentType]
+    return lambda i, state: tuple([plan(step, state) for step in steps[i]])
 
 
 def _draws(run: Run, i: int, x: Tensor) -> tuple[Tensor, ...]:
@@ -225,9 +227,10 @@ def _adaptive(binding: Binding, solver: Adaptive, guidance: Guidance, grid: Grid
         nonlocal total
         some = binding if len(rows) == binding.batch else binding.take(rows)
         levels = {name: d.level(t, path=grid.path, dtype=x.dtype, device=x.device) for name, d in binding.nets.items()}
-        ask = Ask(some, x, levels)
-        pred, _ = guidance(ask, guidance.init(x))
-        total = total.plus(Counts(ask.calls, ask.rows, len(x) * guidance.branches - ask.rows))
+        ask = Ask(some, x, levels, guidance.base)
+        plan = guidance.anywhere(some, x, "an adaptive solver")
+        pred, _ = guidance(ask, guidance.init(x, 1), plan)
+        total = total.plus(Counts(ask.calls, ask.evaluated, len(x) * guidance.branches - ask.evaluated))
         return pred
 
     x, steps = solver.run(evaluate, x, grid)
@@ -245,9 +248,10 @@ def _first_bad_step(run: Run, s: RunState, unit: Callable[..., Any]) -> int:
     """Make the failed run once more, now reading every step: a run that succeeds should not pay for the search."""
     fixed = (run.binding, run.solver, run.guidance)
     first, x, state, gstate, _, _ = s
+    plan = _planning(run, x)
     for i in range(first, run.grid.steps):
         noise = _draws(run, i, x)
-        x, state, gstate, _, _ = unit(fixed, x, run.rows[i], run.levels[i], noise, state, gstate)
+        x, state, gstate, _, _ = unit(fixed, x, run.rows[i], run.levels[i], plan(i, gstate), noise, state, gstate)
         if not _finite(x):
             return i
     return run.grid.steps - 1

@@ -13,9 +13,9 @@ from wayfield.core.errors import CheckpointError, RangeError
 from wayfield.core.grid import Grid
 from wayfield.core.noise import Noise
 from wayfield.core.shapes import leaves
-from wayfield.field.ask import Binding, Counts
+from wayfield.field.binding import Binding, Counts
 from wayfield.field.denoiser import Level
-from wayfield.guide.roles import Guidance
+from wayfield.guide.guidance import Guidance
 from wayfield.solve.roles import Plan, Solver
 
 __all__ = ["Checkpoint", "Run", "RunState", "fingerprint", "restore", "save"]

@@ -18,9 +18,10 @@ from torch import Tensor
 from wayfield.core.errors import SingularError
 from wayfield.core.grid import Grid
 from wayfield.field.denoiser import Denoiser, Level, Reading
+from wayfield.guide.roles import Step
 from wayfield.solve.roles import Plan, Solver
 
-__all__ = ["level_rows", "solver_rows"]
+__all__ = ["level_rows", "solver_rows", "step_rows"]
 
 _KEPT = 32
 
@@ -62,6 +63,14 @@ def solver_rows(solver: Solver, grid: Grid, dtype: torch.dtype, device: torch.de
             remedy="Choose another end of the grid, or a solver that works in sigma/alpha.",
         )
     return plan, _rows(plan.rows, dtype, device)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def step_rows(grid: Grid, plan: Plan) -> list[tuple[Step, ...]]:
+    """For every step and evaluation, what guidance may decide by; host numbers."""
+    flat = torch.tensor([t for each in plan.times for t in each], dtype=torch.float64)
+    log_snr, n = iter(grid.path.log_snr(flat).tolist()), len(plan.times)
+    return [tuple(Step(i, n, k, next(log_snr), i == n - 1) for k in range(len(e))) for i, e in enumerate(plan.times)]
 
 
 def _levels(

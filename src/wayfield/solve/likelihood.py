@@ -28,10 +28,12 @@ from wayfield.core.errors import GridError, RangeError, unknown_name
 from wayfield.core.grid import Grid
 from wayfield.core.noise import Address, SeededNoise
 from wayfield.core.shapes import check_samples, flatten
-from wayfield.field.ask import Ask, Binding
+from wayfield.field.ask import Ask
 from wayfield.field.batching import Batching
+from wayfield.field.binding import Binding
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide.roles import Guidance, Plain
+from wayfield.guide.guidance import Guidance, guidance_of
+from wayfield.guide.terms import Term
 
 __all__ = ["bits_per_dim", "log_likelihood"]
 
@@ -42,7 +44,7 @@ def log_likelihood(
     grid: Grid,
     *,
     cond: Mapping[str, Any] | None = None,
-    guidance: Guidance = Plain(),
+    guidance: Guidance | Term | None = None,
     trace: Literal["exact", "hutchinson"] = "exact",
     probes: int = 1,
     seed: int = 0,
@@ -77,7 +79,7 @@ def log_likelihood(
     vectors = _probes(x, trace, probes, seed, samples)
 
     def slope(y: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-        return _slope(binding, guidance, grid, y, tau, vectors)
+        return _slope(binding, guidance_of(guidance), grid, y, tau, vectors)
 
     tau = (-grid.lam).tolist()
     alpha = grid.scales.alpha
@@ -127,7 +129,8 @@ def _slope(
         y = y.detach().requires_grad_()
         x = alpha * y
         levels = {n: d.level(t, path=grid.path, dtype=y.dtype, device=y.device) for n, d in binding.nets.items()}
-        pred, _ = guidance(Ask(binding, x, levels), guidance.init(x))
+        plan = guidance.anywhere(binding, x, "log_likelihood")
+        pred, _ = guidance(Ask(binding, x, levels, guidance.base), guidance.init(x, 1), plan)
         out = math.exp(tau) * pred.eps
         total = torch.zeros(len(y), dtype=y.dtype, device=y.device)
         for v in vectors:

@@ -19,7 +19,7 @@ from wayfield.core import grid as grids
 from wayfield.core.grid import Grid
 from wayfield.core.path import Path
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG, Plain
+from wayfield.guide import CFG
 from wayfield.sampling import sample
 from wayfield.solve import DPM2M, Solver
 
@@ -52,7 +52,7 @@ def draw(
     cond: {name: (N, ...)}, N >= 1 / w: guidance scale / seed: of the noise / steps: of the solver, by
     default the one above. Raises as `sample`.
     """
-    grid, guidance = grid_of(model.path, steps), Plain() if w == 1 else CFG(w)
+    grid, guidance = grid_of(model.path, steps), CFG(w)
     count, out = len(next(iter(cond.values()))), []
     for rows in torch.arange(count).split(_BATCH):
         chosen = {name: value[rows] for name, value in cond.items()}
