@@ -26,6 +26,7 @@ lint: $(call STAMP,test)
 
 bench: $(call STAMP,test)
 	$(BIN)/wayfield bench steps
+	$(BIN)/wayfield bench guidance
 
 docs: $(call STAMP,docs)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site

@@ -239,11 +239,9 @@ class Bench:
         rows = [row._asdict() for row in bench.run(self.suite, quick=self.quick)]
         if self.json:
             emit(rows)
-        cells = [
-            (r["case"], r["subject"], r["peer"], *(f"{r[k]:.3f}" for k in ("ratio", "low", "high")), str(r["calls"]))
-            for r in rows
-        ]
-        heads = ("case", "subject", "peer", "ratio", "10 %", "90 %", "calls")
+        names, ratios, counts = ("case", "subject", "peer"), ("ratio", "low", "high"), ("calls", "rows")
+        cells = [(*(r[k] for k in names), *(f"{r[k]:.3f}" for k in ratios), *(str(r[k]) for k in counts)) for r in rows]
+        heads = ("case", "subject", "peer", "ratio", "10 %", "90 %", "calls", "rows")
         table(f"Suite {self.suite}", heads, cells, left=3, note="ratio of times, subject / peer; below 1 is faster")
         return DONE
 

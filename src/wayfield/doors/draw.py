@@ -44,8 +44,8 @@ Tensors = Mapping[str, Tensor]
 @final
 @dataclass(frozen=True, eq=False)
 class _Order:
-    """What was asked for, checked. nets: further networks by name / codec: decodes what the model draws, None if that is
-    the data themselves.
+    """What was asked for, checked. nets: further networks by name / codec: decodes what the model draws, None if that
+    is the data themselves.
     """
 
     model: Denoiser

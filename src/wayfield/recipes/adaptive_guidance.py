@@ -41,9 +41,7 @@ from torch import Tensor
 from wayfield import plots, zoo
 from wayfield.core import grid as grids
 from wayfield.core.grid import Grid
-from wayfield.data.scenes import Mix, Prompt, Scenes, tokenize
-from wayfield.data.scenes.judge import verdict
-from wayfield.data.scenes.reader import readings
+from wayfield.data.scenes import Prompt, tokenize
 from wayfield.field.denoiser import Denoiser
 from wayfield.fitting.linear_ag import LinearFit, fit_linear_ag
 from wayfield.fitting.stops import calibrate, record_gammas
@@ -52,10 +50,10 @@ from wayfield.guide.adaptive import AG
 from wayfield.guide.gates import Steps
 from wayfield.guide.hold import Hold
 from wayfield.guide.linear import LinearAG, alternating
-from wayfield.measure.colour import contrast, saturation
 from wayfield.progress import track
 from wayfield.recipes.ddpm_ddim_ldm import SIGMAS, Judge, config
 from wayfield.recipes.report import Criterion, Report, at_least, at_most
+from wayfield.recipes.shapes_world import SHAPES, asked, judged, save_sheets
 from wayfield.sampling import Result, sample
 from wayfield.solve import DDIM, DPM2M, Solver
 from wayfield.train.run import train
@@ -73,9 +71,6 @@ HELD = {"eps": "AG, held in eps", "x0": "AG, held in x0"}
 FIRST, LAST, LINEAR, HOLD, SKIP = "first half", "last half", "LinearAG", "hold", "skip"
 BOTH = (CFG_20, STOP, *HELD.values(), LINEAR, HOLD, CFG_15)
 """What both worlds compare."""
-
-SHAPES = Scenes(seed=4, mix=Mix(pair=0, trio=0, twins=0, triplets=0, digit=0, letter=0), plain=True)
-"""Single shapes from a seed that no model was trained on."""
 
 _EARLY = tuple(i < STEPS // 2 for i in range(STEPS))
 _TRUE = alternating(STEPS)
@@ -167,19 +162,14 @@ def _shapes(draws: Sequence[int], n: int, fitting: int) -> list[dict[str, Any]]:
     """Figures of every sampling seed, and of the real pictures of the same scenes."""
     model, reader = zoo.load("scenes"), zoo.load_detector("scenes-reader")
     world = _World(model, lambda steps: grid_of(model.path, steps), DPM2M())
-    bar, fit = world.fit({"tokens": tokenize(_asked(range(10_000, 10_000 + fitting)))})
+    bar, fit = world.fit({"tokens": tokenize(asked(range(10_000, 10_000 + fitting)))})
     runs = []
     for seed in track(draws, "adaptive-guidance: shapes"):
         rows = range(seed * n, (seed + 1) * n)
-        prompts = _asked(rows)
+        prompts = asked(rows)
 
         def figures(x: Tensor, prompts: Sequence[Prompt] = prompts) -> dict[str, float]:
-            seen = x.clamp(-1, 1)
-            found = zip(prompts, readings(reader, seen), strict=True)
-            # a form that the reader is unsure of counts as wrong
-            right = [verdict(prompt, each.things)["all"] and each.least >= 0.5 for prompt, each in found]
-            colours = {"saturation": float(saturation(seen).mean()), "contrast": float(contrast(seen).mean())}
-            return {"accuracy": sum(right) / len(right)} | colours
+            return judged(reader, prompts, x)
 
         ways = _ways(bar, fit.source)
         drawn = {name: world.draw(*ways[name], seed, {"tokens": tokenize(prompts)}) for name in BOTH}
@@ -196,11 +186,6 @@ def _compared(drawn: Mapping[str, Result], figures: Callable[[Tensor], dict[str,
         mse = float((result.x - baseline).double().square().mean())
         out[name] = figures(result.x) | {"mse_to_cfg": mse, "rows_per_sample": result.counts.rows / len(result.x)}
     return {"settings": out, "_pictures": {name: result.x[:shown] for name, result in drawn.items()}}
-
-
-def _asked(rows: Sequence[int]) -> list[Prompt]:
-    """Size, colour and shape of each scene; where it stands is left open."""
-    return [Prompt(prompt.things) for prompt in SHAPES.prompts(rows)]
 
 
 def _verdict(runs: Sequence[Mapping[str, Any]]) -> tuple[Criterion, ...]:
@@ -236,14 +221,7 @@ def _curves(runs: Sequence[Mapping[str, Any]], space: str) -> list[list[float]]:
 
 def _pictures(runs: Sequence[dict[str, Any]], out: FilePath) -> tuple[str, ...]:
     """A sheet of the first run of each world, the same noise in every row of samples, and the cosines of the first."""
-    names = []
-    for world, scale in (("digits", 5), ("shapes", 2)):
-        kept, *_ = [r.pop("_pictures") for r in runs if r["world"] == world]
-        columns = len(next(iter(kept.values())))
-        plots.save_sheet(
-            out / f"{world}.png", torch.cat(list(kept.values())), columns=columns, rows=list(kept), scale=scale
-        )
-        names.append(f"{world}.png")
+    names = save_sheets(runs, out)
     curves = {
         f"of {space}": [(float(i + 1), v) for i, v in enumerate(runs[0]["mean_gamma"][space])]
         for space in ("x0", "eps")

@@ -34,23 +34,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wayfield import plots, zoo
+from wayfield import zoo
 from wayfield.core import grid as grids
 from wayfield.core.grid import Grid
 from wayfield.data.digits import digits
-from wayfield.data.scenes import Mix, Prompt, Scenes, tokenize
-from wayfield.data.scenes.judge import verdict
-from wayfield.data.scenes.reader import readings
+from wayfield.data.scenes import Prompt, tokenize
 from wayfield.field.denoiser import Denoiser
 from wayfield.field.nets.detector import Detector
 from wayfield.fitting.apg_clip import calibrate_r
 from wayfield.guide import CFG
 from wayfield.guide.apg import apg
 from wayfield.guide.terms import Term
-from wayfield.measure import contrast, overshoot, saturation
+from wayfield.measure import overshoot
 from wayfield.progress import track
 from wayfield.recipes.ddpm_ddim_ldm import SIGMAS, Judge, config
 from wayfield.recipes.report import Criterion, Report, at_least, at_most
+from wayfield.recipes.shapes_world import SHAPES, asked, judged, save_sheets
 from wayfield.sampling import sample
 from wayfield.solve import DPM2M
 from wayfield.train.run import train
@@ -80,8 +79,6 @@ SETTINGS: Mapping[str, Term] = {
 
 SCALES = (3.0, 7.5, 15.0)
 HIGH = 15.0
-SHAPES = Scenes(seed=4, mix=Mix(pair=0, trio=0, twins=0, triplets=0, digit=0, letter=0), plain=True)
-"""Single shapes from a seed that no model was trained on."""
 
 
 def run(seeds: int = 3, quick: bool = False, out: FilePath = FilePath("runs/apg")) -> Report:
@@ -97,7 +94,7 @@ def run(seeds: int = 3, quick: bool = False, out: FilePath = FilePath("runs/apg"
     shapes = _Shapes(4 if quick else 60, 4 if quick else 30)
     for draw in track(draws, "apg: shapes"):
         runs.append({"world": "shapes", "sampling_seed": draw} | shapes(draw))
-    pictures = _pictures(runs, out)
+    pictures = save_sheets(runs, out)
     return Report(
         method="apg",
         claim=CLAIM,
@@ -128,13 +125,13 @@ class _Shapes:
         self.model, self.reader, self.count = zoo.load("scenes"), zoo.load_detector("scenes-reader"), prompts
         self.grid: Grid = grid_of(self.model.path, steps)
         aside = range(10_000, 10_000 + 16)
-        cond = {"tokens": tokenize(_asked(aside))}
+        cond = {"tokens": tokenize(asked(aside))}
         self.r = calibrate_r(self.model, self.grid, 7.5, cond=cond, solver=DPM2M(eta=1.0), seed=100)
 
     def __call__(self, seed: int) -> dict[str, Any]:
         """Figures of every setting, and of the real pictures of the same scenes."""
         rows = range(seed * self.count, (seed + 1) * self.count)
-        prompts, real = _asked(rows), SHAPES.batch(rows)[0]
+        prompts, real = asked(rows), SHAPES.batch(rows)[0]
         out: dict[str, Any] = {"r": self.r, "real": _figures(self.reader, prompts, real), "settings": {}}
         out["_pictures"] = {"real": real[:8]}
         for w in SCALES:
@@ -154,22 +151,9 @@ class _Shapes:
         return out
 
 
-def _asked(rows: Sequence[int]) -> list[Prompt]:
-    """Size, colour and shape of each scene; where it stands is left open."""
-    return [Prompt(prompt.things) for prompt in SHAPES.prompts(rows)]
-
-
 def _figures(reader: Detector, prompts: Sequence[Prompt], x: Tensor) -> dict[str, float]:
-    """Of pictures as they would be saved, except `outside`. A form that the reader is unsure of counts as wrong."""
-    seen = x.clamp(-1, 1)
-    found = zip(prompts, readings(reader, seen), strict=True)
-    right = [verdict(prompt, each.things)["all"] and each.least >= 0.5 for prompt, each in found]
-    return {
-        "accuracy": sum(right) / len(right),
-        "saturation": float(saturation(seen).mean()),
-        "contrast": float(contrast(seen).mean()),
-        "outside": float(overshoot(x).mean()),
-    }
+    """Of pictures as they would be saved, except `outside`."""
+    return judged(reader, prompts, x) | {"outside": float(overshoot(x).mean())}
 
 
 def _std(x: Tensor) -> float:
@@ -201,15 +185,3 @@ def _verdict(runs: Sequence[Mapping[str, Any]]) -> tuple[Criterion, ...]:
 
 def _mean(runs: Sequence[Mapping[str, Any]], setting: str, figure: str) -> float:
     return sum(r["settings"][setting][figure] for r in runs) / len(runs)
-
-
-def _pictures(runs: Sequence[dict[str, Any]], out: FilePath) -> tuple[str, ...]:
-    """A sheet of the first run of each world, the same noise in every row of samples."""
-    names = []
-    for world, scale in (("digits", 5), ("shapes", 2)):
-        kept, *_ = [r.pop("_pictures") for r in runs if r["world"] == world]
-        columns = len(next(iter(kept.values())))
-        sheet = torch.cat(list(kept.values()))
-        plots.save_sheet(out / f"{world}.png", sheet, columns=columns, rows=list(kept), scale=scale)
-        names.append(f"{world}.png")
-    return tuple(names)
