@@ -1,14 +1,17 @@
 """Laws that every guidance obeys, whatever it does: checked for each of them by name."""
 
+import itertools
+
 import pytest
 import torch
 from tests.laws.guidances import CASES, FUNCTIONS, STEPS
+from tests.test_sampling import Reads
 
 from wayfield.core import grid as G
 from wayfield.core.noise import Address, SeededNoise
 from wayfield.core.path import VP
 from wayfield.field.batching import Batching
-from wayfield.guide import CFG, Guidance
+from wayfield.guide import CFG, Guidance, planner
 from wayfield.guide.codec import PARTS, from_json, to_json
 from wayfield.guide.guidance import guidance_of
 from wayfield.guide.roles import Shaper
@@ -16,6 +19,7 @@ from wayfield.sampling import Checkpoint, sample
 from wayfield.solve import DDIM, DPM2M, DPM3M, Heun, UniPC
 
 GRID = G.karras(VP(), STEPS, sigma_min=0.05, sigma_max=20.0)
+_OPEN = planner._open
 LABELS = torch.tensor([0, 1, 1, 0, 1])
 
 
@@ -92,6 +96,24 @@ def test_row_modes_give_equal_values(mixture, name):
         got = run(mixture, _with_rows(guidance, mode))
         torch.testing.assert_close(got.x, want.x, rtol=1e-11, atol=1e-11)
         assert got.counts.rows >= want.counts.rows
+
+
+@cases()
+def test_the_host_reads_nothing_but_masks(mixture, name, monkeypatch):
+    """In the loop: no value of a tensor, but one mask a step where a gate decides by sample, until all have latched."""
+    guidance, read = guidance_of(CASES[name].guidance), []
+    monkeypatch.setattr(planner, "_open", lambda mask: read.append(mask) or _OPEN(mask))
+    with Reads() as mode:
+        seen = []
+        run(mixture, guidance, callback=lambda info: seen.append((mode.n, len(read))))
+    assert seen[-1][0] == seen[0][0]
+    masks = [n for _, n in seen]
+    assert max(b - a for a, b in itertools.pairwise(masks)) <= (1 if guidance.masked else 0)
+    if guidance.masked:
+        assert masks[-1] < STEPS  # all have latched before the end, and nobody asks again
+    read.clear()
+    run(mixture, _with_rows(guidance, "fixed"))
+    assert not read
 
 
 @cases()
