@@ -113,12 +113,12 @@ CASES = {
         masked=True,
         most=2 * B,
     ),
-    "ag, then hold": Case(Guidance(CFG(4), sources=(Hold(AG(BAR)),)), by_hand.ag_holding(0), masked=True),
+    "ag, then hold": Case(Guidance(CFG(4), sources=(Hold(AG(BAR), space="x0"),)), by_hand.ag_holding(0), masked=True),
     "ag, then extrapolate": Case(
-        Guidance(CFG(4), sources=(Hold(AG(BAR), 1),)), by_hand.ag_holding(1), "ddim 2m", masked=True
+        Guidance(CFG(4), sources=(Hold(AG(BAR), 1, space="x0"),)), by_hand.ag_holding(1), "ddim 2m", masked=True
     ),
     "hold odd steps": Case(
-        Guidance(CFG(4), sources=(Hold(Steps((True, False) * (N // 2))),)), by_hand.holding_at_odd_steps
+        Guidance(CFG(4), sources=(Hold(Steps((True, False) * (N // 2)), space="x0"),)), by_hand.holding_at_odd_steps
     ),
     "and, not": Case(compose({"cond": 3.0, "second": 2.0, "bad": -1.5}), by_hand.and_not, rows=lambda k: 4 * B),
     "and, not, through apg": Case(

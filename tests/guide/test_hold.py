@@ -116,7 +116,7 @@ def test_both_evaluations_of_a_step_hold_the_same(mixture, gate, order, space):
 def test_other_gates_may_ask_for_part_of_the_batch(mixture, order, mode):
     """AG on the term leaves some rows; those learn, and are answered, as if the others were not there."""
     den = mixture(VP(), d=3)
-    guidance = Guidance(CFG(W).when(AG(BAR)), sources=(Hold(Steps(ODD), order),), rows=mode)
+    guidance = Guidance(CFG(W).when(AG(BAR)), sources=(Hold(Steps(ODD), order, space="x0"),), rows=mode)
     x, asked = by_hand(den, Steps(ODD), order, latch=BAR)
     result = run(den, guidance)
     torch.testing.assert_close(result.x, x, rtol=1e-9, atol=1e-9)
@@ -138,7 +138,7 @@ def test_a_constant_difference_is_held_exactly(mixture):
     """Order 0 is right where d does not change; order 1 where it is linear in the step. Checked on the push itself."""
     den, d = mixture(VP(), d=3), {0: lambda i: 0.3, 1: lambda i: 0.3 - 0.02 * i}
     for order, wanted in d.items():
-        hold = Hold(Steps((True, True) + (False,) * 8), order)
+        hold = Hold(Steps((True, True) + (False,) * 8), order, space="x0")
         x = torch.zeros(2, 3, dtype=torch.float64)
         state = hold.init(x, N)
         for i in range(2):

@@ -1,6 +1,6 @@
 r"""Hold: where a gate is closed, the difference of two predictions is kept from earlier steps instead of evaluated.
 
-Guidance that skips evaluations need not skip the push: the difference of its two x0-predictions changes slowly.
+Guidance that skips evaluations need not skip the push: the difference of its two predictions changes slowly.
 
 .. math:: \hat{u}_i = c_i - \hat{d}_i, \qquad \hat{d}_i = d_j \;\text{(order 0)}, \qquad
    \hat{d}_i = d_j + \frac{i - j}{j - k} (d_j - d_k) \;\text{(order 1)}
@@ -10,18 +10,18 @@ c - u / j > k: the last two steps at which the network answered; with one only, 
 
 What follows a latch of `AG` is one of three:
 
-===================================================================  ============================================
-guidance                                                             after the last guided step
-===================================================================  ============================================
-``CFG(4).when(AG(.991))``                                            the condition alone
-``Guidance(CFG(4), sources=(Hold(AG(.991), space="eps"),))``         the last difference, held
-``Guidance(CFG(4), sources=(Hold(AG(.991), 1, space="eps"),))``      the last two differences, extrapolated
-===================================================================  ============================================
+====================================================  ============================================
+guidance                                              after the last guided step
+====================================================  ============================================
+``CFG(4).when(AG(.991))``                             the condition alone
+``Guidance(CFG(4), sources=(Hold(AG(.991)),))``       the last difference, held
+``Guidance(CFG(4), sources=(Hold(AG(.991), 1),))``    the last two differences, extrapolated
+====================================================  ============================================
 
 Any other gate serves too: `Hold(Steps((True, False, True, ...)))` evaluates every other step. The space matters over
 long gaps. Differences of x0 vanish with the noise, so one held through the last half of a run is far too large there:
-in the recipe `adaptive-guidance` it ruins samples. One of eps is worth sigma/alpha of it in x0 and vanishes too. At
-every other step of the first half either space does.
+in the recipe `adaptive-guidance` it ruins samples. One of eps is worth sigma/alpha of it in x0 and vanishes too, so
+eps is the default. At every other step of the first half either space does.
 
 Reference: none; the two orders are options beside Castillo et al. 2023, arXiv 2312.12487, and the first is what a
 fitted predictor (LinearAG) has to beat.
@@ -65,7 +65,7 @@ class Hold(Source):
     order: int = 0
     query: Query = NULL  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
     of: Query = COND
-    space: str = "x0"
+    space: str = "eps"
     remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -134,7 +134,7 @@ def _ways(bar: float, source: LinearAG) -> dict[str, tuple[Guidance, int]]:
     terms = {CFG_20: full, STOP: full.when(AG(bar)), FIRST: early, LAST: late, SKIP: sparse}
     ways = {name: Guidance(term) for name, term in terms.items()}
     ways |= {name: Guidance(full, sources=(Hold(AG(bar), space=space),)) for space, name in HELD.items()}
-    ways[LINEAR], ways[HOLD] = (Guidance(early, sources=(s,)) for s in (source, Hold(Steps(_TRUE))))
+    ways[LINEAR], ways[HOLD] = (Guidance(early, sources=(s,)) for s in (source, Hold(Steps(_TRUE), space="x0")))
     return {name: (way, STEPS) for name, way in ways.items()} | {CFG_15: (Guidance(full), FEWER)}
 
 
