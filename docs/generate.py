@@ -17,7 +17,7 @@ PACKAGE = "wayfield"
 PARTS = (
     ("Core", ("core",)),
     ("Networks", ("field",)),
-    ("Guidance", ("guide",)),
+    ("Guidance", ("guide", "fitting")),
     ("Solvers", ("solve",)),
     ("Sampling", ("sampling",)),
     ("Training", ("train",)),

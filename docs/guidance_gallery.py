@@ -1,6 +1,6 @@
 """The pictures and the table of costs of the page about guidance: the same noise under one term after another.
 
-    python docs/guidance_gallery.py [name ...]    all sheets, or those named; about fifteen minutes on one core
+    python docs/guidance_gallery.py [name ...]    all sheets, or those named; about ten minutes on one core
 
 writes images/guidance/NAME.png and prints the table. Every row of a sheet has the same prompts, noise, solver and grid
 (DPM-Solver++(2M), 20 steps unless a row says otherwise); only the guidance differs. Seed 0, nothing is picked. Where
@@ -140,7 +140,7 @@ def gates() -> Sheet:
         ("even steps", f"CFG(5).when(Steps({(True, False) * (STEPS // 2)}))"),
     )
     about = "CFG at scale 5 on intervals of the noise level, on schedules, at every other step"
-    return Sheet(about, "scenes", PROMPTS, _asked(PROMPTS), rows, test=_prompts())
+    return Sheet(about, "scenes", PROMPTS, _asked(PROMPTS), rows)
 
 
 def cheaper() -> Sheet:
@@ -162,7 +162,7 @@ def cheaper() -> Sheet:
         Row("15 steps", "CFG(5), 15 steps", full, 15),
     )
     about = "CFG at scale 5 with evaluations left out, held or predicted; last, simply fewer steps"
-    return Sheet(about, "scenes", PROMPTS, _asked(PROMPTS), rows, test=_prompts())
+    return Sheet(about, "scenes", PROMPTS, _asked(PROMPTS), rows)
 
 
 def conditions() -> Sheet:

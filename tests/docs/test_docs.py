@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import wayfield as wf
-from wayfield import measure, solve
+from wayfield import guide, measure, solve
 from wayfield.core import errors
 from wayfield.core.path import EDM
 from wayfield.train import TrainConfig, setup
@@ -192,10 +192,11 @@ def mentioned(page: str) -> set[str]:
 
 
 def test_nothing_public_is_forgotten():
-    """Every error, metric, path, noise and setting of a training is named on the page that is about it."""
+    """Every error, metric, path, noise, guidance and setting of a training is named on the page that is about it."""
     wanted = {
         "your-own-model.md": set(errors.__all__) - {"unknown_name"},
         "measure.md": set(measure.__all__),
+        "guidance.md": set(guide.__all__),
         "paths-and-kinds.md": {"EDM", "VE", "VP", "Cosine", "Straight", "Trig", "tabulated", "from_betas"},
         "noise.md": {"SeededNoise", "BrownianNoise", "RecordingNoise", "ReplayNoise"},
         "training.md": {field.name for field in dataclasses.fields(TrainConfig)},

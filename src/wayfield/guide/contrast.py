@@ -28,7 +28,7 @@ from wayfield.core.errors import DTypeError
 from wayfield.field.ask import Ask
 from wayfield.field.binding import COND, NULL, Query
 from wayfield.guide.roles import State, Step
-from wayfield.guide.terms import Direction, Factor, Plan, Pushed, check_factor
+from wayfield.guide.terms import Direction, Factor, Pushed, TermPlan, check_factor
 
 __all__ = ["CFG", "Auto", "Away", "Contrast"]
 
@@ -58,7 +58,7 @@ class Contrast(Direction):
             return gap, state
         return gap * (ask.column(gain) if isinstance(gain, tuple) else gain), state
 
-    def mix(self, plan: Plan, factor: float, weights: dict[Query, float]) -> bool:
+    def mix(self, plan: TermPlan, factor: float, weights: dict[Query, float]) -> bool:
         """See `Term.mix`."""
         if isinstance(self.gain, tuple):
             return False
@@ -66,7 +66,7 @@ class Contrast(Direction):
             weights[query] = weights.get(query, 0.0) + sign * factor * self.gain
         return True
 
-    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: Plan) -> tuple[Tensor, State]:
+    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: TermPlan) -> tuple[Tensor, State]:
         """See `Term.onto`: one multiply-add."""
         gain = self.gain
         if isinstance(gain, tuple):

@@ -28,7 +28,7 @@ from wayfield.field.rows import Rows
 from wayfield.guide.contrast import Contrast
 from wayfield.guide.planner import MODES, Mode, Planner
 from wayfield.guide.roles import Gate, Part, Source, State, Step
-from wayfield.guide.terms import Plan, Term, check_part
+from wayfield.guide.terms import Term, TermPlan, check_part
 
 __all__ = ["PLAIN", "Guidance", "Steering", "guidance_of"]
 
@@ -39,7 +39,7 @@ class Steering(NamedTuple):
     """
 
     step: Step
-    root: Plan | None
+    root: TermPlan | None
     sources: tuple[_Answering, ...]
     mix: dict[Query, float] | None
     calls: tuple[tuple[Call, ...], ...]
@@ -197,7 +197,7 @@ class Guidance:
         pairs = zip(self.sources, state[1:], answering, strict=True)
         return pred, (term, *(s.observe(ask, step, old, a.row, a.decision) for s, old, a in pairs))
 
-    def _mix(self, root: Plan | None) -> dict[Query, float] | None:
+    def _mix(self, root: TermPlan | None) -> dict[Query, float] | None:
         """Weights of the answers other than the base's, if x0 is their sum with it and nothing else is to be done."""
         weights: dict[Query, float] = {}
         if root is None or self.term is None or self.sources or self.noise is not None:

@@ -20,7 +20,7 @@ from wayfield.field.binding import Query, renamed
 from wayfield.field.rows import Rows
 from wayfield.guide.planner import Planner
 from wayfield.guide.roles import Gate, Shaper, State, Step
-from wayfield.guide.terms import Factor, Nets, Plan, Pushed, Term, check_factor, check_part
+from wayfield.guide.terms import Factor, Nets, Pushed, Term, TermPlan, check_factor, check_part
 
 __all__ = ["Scale", "Sum", "Through", "Versus", "When"]
 
@@ -39,15 +39,15 @@ class Sum(Term):
         object.__setattr__(self, "terms", tuple(itertools.chain.from_iterable(flat)))
         object.__setattr__(self, "inside", self.terms)
 
-    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> Plan | None:
+    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> TermPlan | None:
         """See `Term.plan`."""
         made = tuple(
             p.place(k, lambda term=term, s=s: term.plan(p, step, s, rows, nets))
             for k, (term, s) in enumerate(zip(self.terms, state[1:], strict=True))
         )
-        return None if all(plan is None for plan in made) else Plan(inside=made)
+        return None if all(plan is None for plan in made) else TermPlan(inside=made)
 
-    def __call__(self, ask: Ask, step: Step, state: State, plan: Plan) -> Pushed:
+    def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         """See `Term`."""
         total, states = None, []
         for term, old, made in zip(self.terms, state[1:], plan.inside, strict=True):
@@ -57,12 +57,12 @@ class Sum(Term):
                 total = push if total is None else total + push
         return total, ((), *states)
 
-    def mix(self, plan: Plan, factor: float, weights: dict[Query, float]) -> bool:
+    def mix(self, plan: TermPlan, factor: float, weights: dict[Query, float]) -> bool:
         """See `Term.mix`."""
         pairs = zip(self.terms, plan.inside, strict=True)
         return all(made is None or term.mix(made, factor, weights) for term, made in pairs)
 
-    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: Plan) -> tuple[Tensor, State]:
+    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: TermPlan) -> tuple[Tensor, State]:
         """See `Term.onto`."""
         states: list[State] = [()]
         for term, old, made in zip(self.terms, state[1:], plan.inside, strict=True):
@@ -89,22 +89,22 @@ class Scale(Term):
         """At factor 0 too."""
         return self.factor == 0 or self.term.neutral
 
-    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> Plan | None:
+    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> TermPlan | None:
         """See `Term.plan`."""
         return None if self.factor == 0 else self.term.plan(p, step, state[1], rows, nets)
 
-    def __call__(self, ask: Ask, step: Step, state: State, plan: Plan) -> Pushed:
+    def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         """See `Term`."""
         push, new = self.term(ask, step, state[1], plan)
         if push is not None:
             push = push * (ask.column(self.factor) if isinstance(self.factor, tuple) else self.factor)
         return push, ((), new)
 
-    def mix(self, plan: Plan, factor: float, weights: dict[Query, float]) -> bool:
+    def mix(self, plan: TermPlan, factor: float, weights: dict[Query, float]) -> bool:
         """See `Term.mix`."""
         return not isinstance(self.factor, tuple) and self.term.mix(plan, factor * self.factor, weights)
 
-    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: Plan) -> tuple[Tensor, State]:
+    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: TermPlan) -> tuple[Tensor, State]:
         """See `Term.onto`: one multiply-add."""
         if isinstance(self.factor, tuple):
             return super().onto(x0, ask, step, state, plan)
@@ -127,15 +127,15 @@ class Through(Term):
             said = f"{self.shaper} acts on a push that is already scaled; write 3 * Away(...).through(...)"
             warnings.warn(said, UserWarning, stacklevel=3)
 
-    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> Plan | None:
+    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> TermPlan | None:
         """See `Term.plan`."""
         made = self.term.plan(p, step, state[1], rows, nets)
         if made is None:
             return None
         p.want(self.shaper.needs, rows, nets)
-        return Plan(inside=(made,))
+        return TermPlan(inside=(made,))
 
-    def __call__(self, ask: Ask, step: Step, state: State, plan: Plan) -> Pushed:
+    def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         """See `Term`."""
         own, inner = state
         push, inner = self.term(ask, step, inner, plan.inside[0])
@@ -155,7 +155,7 @@ class When(Term):
         object.__setattr__(self, "inside", (check_part("term", self.term, Term),))
         object.__setattr__(self, "own", check_part("gate", self.gate, Gate))
 
-    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> Plan | None:
+    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> TermPlan | None:
         """See `Term.plan`. A gate outside of what is closed neither asks nor learns."""
         if self.term.neutral:
             return None
@@ -164,7 +164,7 @@ class When(Term):
         if isinstance(decision, Tensor) and decision.dtype == torch.bool:
             rows, mask = p.read(decision, rows, latching=self.gate.latching)
             if rows is not None and not rows.index:
-                return Plan()  # not None: what happens to a sample outside of here must not depend on the others
+                return TermPlan()  # not None: what happens to a sample outside of here must not depend on the others
         elif decision is False:
             return None
         elif decision is not True:
@@ -175,9 +175,9 @@ class When(Term):
         learn = self.gate.learns(step)
         if learn:
             p.want(self.gate.needs, rows, nets)
-        return Plan(rows, mask, weight, learn, (made,))
+        return TermPlan(rows, mask, weight, learn, (made,))
 
-    def __call__(self, ask: Ask, step: Step, state: State, plan: Plan) -> Pushed:
+    def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         """See `Term`."""
         if not plan.inside:
             return None, state
@@ -190,20 +190,20 @@ class When(Term):
             push = push.new_zeros(ask.x.shape).index_copy(0, index, push)
         return push, tree_zip(lambda s, new: s.index_copy(0, index, new), state, some)
 
-    def mix(self, plan: Plan, factor: float, weights: dict[Query, float]) -> bool:
+    def mix(self, plan: TermPlan, factor: float, weights: dict[Query, float]) -> bool:
         """See `Term.mix`: where the gate is simply open."""
         if not plan.simple:
             return False
         return self.term.mix(plan.inside[0], factor, weights)
 
-    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: Plan) -> tuple[Tensor, State]:
+    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: TermPlan) -> tuple[Tensor, State]:
         """See `Term.onto`: a gate that is simply open adds nothing of its own."""
         if not plan.simple:
             return super().onto(x0, ask, step, state, plan)
         x0, inner = self.term.onto(x0, ask, step, state[1], plan.inside[0])
         return x0, (state[0], inner)
 
-    def _open(self, ask: Ask, step: Step, state: State, plan: Plan) -> Pushed:
+    def _open(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         own, inner = state
         push, inner = self.term(ask, step, inner, plan.inside[0])
         if plan.learn:
@@ -237,17 +237,17 @@ class Versus(Term):
         """Only at w = 1."""
         return self.w == 1 and self.term.neutral
 
-    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> Plan | None:
+    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> TermPlan | None:
         """See `Term.plan`."""
         mine = p.place(0, lambda: self.term.plan(p, step, state[1], rows, nets))
         if self.w == 1:
-            return None if mine is None else Plan(inside=(mine, None))
+            return None if mine is None else TermPlan(inside=(mine, None))
         others = renamed(nets, {"main": self.net})
         p.want((p.origin,), rows, others)
         theirs = p.place(1, lambda: self.term.plan(p, step, state[2], rows, others))
-        return Plan(inside=(mine, theirs))
+        return TermPlan(inside=(mine, theirs))
 
-    def __call__(self, ask: Ask, step: Step, state: State, plan: Plan) -> Pushed:
+    def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         """See `Term`."""
         first, second = plan.inside
         mine, a = (None, state[1]) if first is None else self.term(ask, step, state[1], first)

@@ -33,7 +33,7 @@ from wayfield.guide.roles import Gate, Part, Shaper, State, Step
 if TYPE_CHECKING:
     from wayfield.guide.nodes import Scale, Sum, Through, Versus, When
 
-__all__ = ["Direction", "Factor", "Nets", "Plan", "Pushed", "Term", "check_factor", "check_part"]
+__all__ = ["Direction", "Factor", "Nets", "TermPlan", "Pushed", "Term", "check_factor", "check_part"]
 
 Factor = float | tuple[float, ...]
 """One number, or one for each sample of the batch."""
@@ -42,7 +42,7 @@ Nets = Mapping[str, str]
 Pushed = tuple[Tensor | None, State]
 
 
-class Plan(NamedTuple):
+class TermPlan(NamedTuple):
     """What was decided for a term at one point. rows: of the batch, None for all / mask: (B,), rows whose values count
     / weight: multiplier () / learn: whether the gate updates / inside: plans of what is inside, None where closed.
     """
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
         return bool(self.inside) and self.rows is None and self.mask is None and self.weight is None and not self.learn
 
 
-_LEAF = Plan()
+_LEAF = TermPlan()
 
 
 class Term(ABC):
@@ -77,21 +77,21 @@ class Term(ABC):
         return all(term.neutral for term in self.inside)
 
     @abstractmethod
-    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> Plan | None:
+    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> TermPlan | None:
         """Decide for one point, on the host; None if nothing is pushed. p: collects what is wanted / state: of the
         whole batch / rows: that still count / nets: networks renamed.
         """
 
     @abstractmethod
-    def __call__(self, ask: Ask, step: Step, state: State, plan: Plan) -> Pushed:
+    def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         """The push (b, *D) at the rows of `ask`, None for zero, and the next state."""
 
-    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: Plan) -> tuple[Tensor, State]:
+    def onto(self, x0: Tensor, ask: Ask, step: Step, state: State, plan: TermPlan) -> tuple[Tensor, State]:
         """x0 (b, *D) plus the push, and the next state; terms that can do both at once say how."""
         push, new = self(ask, step, state, plan)
         return x0 if push is None else x0 + push, new
 
-    def mix(self, plan: Plan, factor: float, weights: dict[Query, float]) -> bool:
+    def mix(self, plan: TermPlan, factor: float, weights: dict[Query, float]) -> bool:
         """Whether the push is a weighted sum of answers, and then its weights, times `factor`, added to `weights`."""
         return False
 
@@ -169,14 +169,14 @@ class Direction(Part, Term):
         """See `Part.init`."""
         return ()
 
-    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> Plan | None:
+    def plan(self, p: Planner, step: Step, state: State, rows: Rows | None, nets: Nets) -> TermPlan | None:
         """See `Term.plan`."""
         if self.neutral:
             return None
         p.want(self.needs, rows, nets)
         return _LEAF
 
-    def __call__(self, ask: Ask, step: Step, state: State, plan: Plan) -> Pushed:
+    def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         """See `Term`."""
         return self.push(ask, step, state)
 
