@@ -19,7 +19,7 @@ from wayfield.core.errors import (
 )
 from wayfield.core.path import EDM, VE, Straight
 from wayfield.data import load_dataset
-from wayfield.data.captions import ATTRIBUTES, SCENES, VOCABULARY, Query, Scene, caption, parse
+from wayfield.data.captions import ATTRIBUTES, SCENES, VOCABULARY, Description, Scene, caption, parse
 from wayfield.data.shapes import ShapesWorld, agreement, draw, read, templates, world_denoiser
 from wayfield.sampling import sample
 from wayfield.solve.dpm import DPM2M
@@ -173,7 +173,7 @@ def test_queries_are_an_algebra_of_sets():
     with pytest.raises(ConditionError, match=r"not \(.*240 scenes"):
         _ = ~parse("")
     with pytest.raises(ConditionError, match="3 flags"):
-        Query((True, False, True))
+        Description((True, False, True))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from wayfield.core.errors import ConditionError, unknown_name
 
-__all__ = ["ATTRIBUTES", "SCENES", "VOCABULARY", "Query", "Scene", "caption", "parse"]
+__all__ = ["ATTRIBUTES", "SCENES", "VOCABULARY", "Description", "Scene", "caption", "parse"]
 
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "shape": ("circle", "square", "triangle", "ring"),
@@ -92,7 +92,7 @@ _VALUES = tuple(frozenset(astuple(scene)) for scene in SCENES)
 
 @final
 @dataclass(frozen=True)
-class Query:
+class Description:
     """A set of scenes, never empty: allowed[k] says whether scene k is in it. text: the words it came from.
 
     ``~q``, ``q & r`` and ``q | r`` are complement, intersection and union. Queries are equal if their sets are. Raises
@@ -128,18 +128,18 @@ class Query:
     def __contains__(self, scene: Scene) -> bool:
         return self.allowed[SCENES.index(scene)]
 
-    def __invert__(self) -> Query:
-        return Query(tuple(not ok for ok in self.allowed), f"not ({self.text})")
+    def __invert__(self) -> Description:
+        return Description(tuple(not ok for ok in self.allowed), f"not ({self.text})")
 
-    def __and__(self, other: Query) -> Query:
+    def __and__(self, other: Description) -> Description:
         return self._join(other, bool.__and__, "and")
 
-    def __or__(self, other: Query) -> Query:
+    def __or__(self, other: Description) -> Description:
         return self._join(other, bool.__or__, "or")
 
-    def _join(self, other: Query, rule: Callable[[bool, bool], bool], word: str) -> Query:
+    def _join(self, other: Description, rule: Callable[[bool, bool], bool], word: str) -> Description:
         allowed = tuple(rule(p, q) for p, q in zip(self.allowed, other.allowed, strict=True))
-        return Query(allowed, f"({self.text}) {word} ({other.text})")
+        return Description(allowed, f"({self.text}) {word} ({other.text})")
 
 
 def caption(scene: Scene) -> str:
@@ -147,7 +147,7 @@ def caption(scene: Scene) -> str:
     return f"a {scene.size} {scene.colour} {scene.shape} {_PLACES[scene.position]}"
 
 
-def parse(text: str) -> Query:
+def parse(text: str) -> Description:
     """The scenes that a caption means; the empty caption means all.
 
     Raises UnknownNameError for a word outside `VOCABULARY`, naming the nearest, and ConditionError for words in an
@@ -161,7 +161,7 @@ def parse(text: str) -> Query:
     for clause in _split(words, "O"):
         for k, ok in enumerate(_clause(clause, text)):
             allowed[k] |= ok
-    return Query(tuple(allowed), text)
+    return Description(tuple(allowed), text)
 
 
 def _split(words: list[str], letter: str) -> Iterator[list[str]]:

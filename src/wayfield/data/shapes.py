@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from wayfield.core.errors import ConditionError, DTypeError, RangeError, ShapeError, SingularError
 from wayfield.core.path import Path
 from wayfield.core.shapes import check_samples, expand, flatten
-from wayfield.data.captions import ATTRIBUTES, SCENES, Query, Scene, parse
+from wayfield.data.captions import ATTRIBUTES, SCENES, Description, Scene, parse
 from wayfield.data.dataset import InMemory
 from wayfield.field.cond import Field, Schema
 from wayfield.field.denoiser import Denoiser
@@ -114,7 +114,7 @@ class ShapesWorld(nn.Module):
 
     As a network it answers x0 at times t, and ``cond["mask"]`` (B, 240) says which scenes each row may be; a row that
     allows none gives NaN. Work is done in the dtype of the templates, float64 unless moved; answers have that of x.
-    A query is a `Query`, a caption, or a mask (240,) or (B, 240); None means every scene.
+    A query is a `Description`, a caption, or a mask (240,) or (B, 240); None means every scene.
     """
 
     rise: Tensor
@@ -130,18 +130,18 @@ class ShapesWorld(nn.Module):
         q = self._logits(x, time, cond.get("mask")).softmax(1)
         return (q @ self.rise - 1).reshape(x.shape).to(x.dtype)
 
-    def denoise(self, x: Tensor, t: float | Tensor, query: Query | str | Tensor | None = None) -> Tensor:
+    def denoise(self, x: Tensor, t: float | Tensor, query: Description | str | Tensor | None = None) -> Tensor:
         """E[x0 | x, query], (B, 3, 32, 32). Raises ShapeError, DTypeError, RangeError, ConditionError or
         UnknownNameError.
         """
         time, mask = self._checked(x, t, query)
         return self(x, time, {} if mask is None else {"mask": mask})
 
-    def posterior(self, x: Tensor, t: float | Tensor, query: Query | str | Tensor | None = None) -> Tensor:
+    def posterior(self, x: Tensor, t: float | Tensor, query: Description | str | Tensor | None = None) -> Tensor:
         """p(k | x, query), (B, 240): the exact classifier at noise level t. Raises as `denoise`."""
         return self._logits(x, *self._checked(x, t, query)).softmax(1).to(x.dtype)
 
-    def log_evidence(self, x: Tensor, t: float | Tensor, query: Query | str | Tensor) -> Tensor:
+    def log_evidence(self, x: Tensor, t: float | Tensor, query: Description | str | Tensor) -> Tensor:
         """log p(query | x), (B,): the exact reward of a caption; its gradient is the exact guidance. Raises as
         `denoise`.
         """
@@ -150,7 +150,7 @@ class ShapesWorld(nn.Module):
         logits = self._logits(x, time, None)
         return (logits.masked_fill(~mask, -math.inf).logsumexp(1) - logits.logsumexp(1)).to(x.dtype)
 
-    def log_prob(self, x: Tensor, t: float | Tensor, query: Query | str | Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, t: float | Tensor, query: Description | str | Tensor | None = None) -> Tensor:
         """log p_t(x | query), (B,), normalised. Raises as `denoise`, and SingularError at sigma = 0."""
         time, mask = self._checked(x, t, query)
         closeness, top, a, s = self._closeness(x, time, mask)
@@ -160,7 +160,7 @@ class ShapesWorld(nn.Module):
         log_z = rest.shape[1] * (s[:, 0].log() + 0.5 * math.log(2 * math.pi)) + count.to(s).log()
         return (others - 0.5 * (rest / s).square().sum(1) - log_z).to(x.dtype)
 
-    def score(self, x: Tensor, t: float | Tensor, query: Query | str | Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, t: float | Tensor, query: Description | str | Tensor | None = None) -> Tensor:
         """The gradient of log p_t(x | query) in x, (B, 3, 32, 32). Raises as `log_prob`."""
         time, _ = self._checked(x, t, None)
         a, s = (expand(c.reshape(-1), x) for c in self._scales(time))
@@ -185,7 +185,7 @@ class ShapesWorld(nn.Module):
         return a.reshape(-1, 1).to(self.rise), s.reshape(-1, 1).to(self.rise)
 
     def _checked(
-        self, x: Tensor, t: float | Tensor, query: Query | str | Tensor | None
+        self, x: Tensor, t: float | Tensor, query: Description | str | Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The times () or (B,) and the mask (240,) or (B, 240), None for every scene."""
         _check_pictures(x)
@@ -196,7 +196,7 @@ class ShapesWorld(nn.Module):
             raise RangeError("t", got=time.tolist(), expected="[0, 1]", remedy="t = 0 is data and t = 1 is noise.")
         if query is None:
             return time, None
-        mask = _query(query).mask if isinstance(query, (str, Query)) else query
+        mask = _query(query).mask if isinstance(query, (str, Description)) else query
         if mask.dtype != torch.bool:
             raise DTypeError("mask", got=mask.dtype, expected=torch.bool, remedy="Cast it with .bool().")
         if mask.shape not in ((_COUNT,), (len(x), _COUNT)):
@@ -221,7 +221,7 @@ def read(x: Tensor) -> list[Scene]:
     return [SCENES[k] for k in closeness.argmax(1).tolist()]
 
 
-def agreement(pictures: Tensor, queries: Sequence[Query | Scene | str]) -> dict[str, float]:
+def agreement(pictures: Tensor, queries: Sequence[Description | Scene | str]) -> dict[str, float]:
     """How often pictures (N, 3, 32, 32), as `read`, are what was asked for, one query each, in 0..1.
 
     "all": the scene satisfies the query / "shape", "colour", "size", "position": that attribute has a value which some
@@ -260,7 +260,7 @@ def _noisy(s: Tensor) -> Tensor:
 
 
 @functools.lru_cache(1024)
-def _query(asked: Query | Scene | str) -> Query:
+def _query(asked: Description | Scene | str) -> Description:
     if isinstance(asked, Scene):
-        return Query(tuple(scene == asked for scene in SCENES))
+        return Description(tuple(scene == asked for scene in SCENES))
     return parse(asked) if isinstance(asked, str) else asked
