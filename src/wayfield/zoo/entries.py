@@ -66,8 +66,7 @@ ENTRIES: Mapping[str, Entry] = {
         "Text-conditional flow of the same scenes: a DiT that predicts velocities on the straight path.",
         _SCENES,
         "scenes:denoiser",
-        f"{_NO_WORDS} Undertrained: it draws one shape in five as asked, and nothing harder. Use it where a flow is "
-        "needed, not where prompts matter.",
+        f"{_NO_WORDS} Places are drawn as asked; pairs, digits and letters mostly not.",
     ),
     "scenes-weak": Entry(
         "A deliberately weaker twin of scenes: smaller and trained for less. The bad model of autoguidance.",
