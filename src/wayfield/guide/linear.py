@@ -26,15 +26,13 @@ Reference: Castillo et al. 2023, Adaptive Guidance, arXiv 2312.12487 (LinearAG).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from wayfield import files
 from wayfield.core.errors import CheckpointError, RangeError, ShapeError, UnsupportedError, unknown_name
 from wayfield.core.predict import Prediction
 from wayfield.field.ask import Ask
@@ -153,21 +151,6 @@ class LinearAG(Source):
                 remedy="Run as it was fitted, or call fit_linear_ag for this run.",
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as JSON."""
-        files.write_json(path, {"kind": "linear-ag", **asdict(self)})
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> LinearAG:
-        """Read a table made by `save`, equal to it. Raises CheckpointError for other files."""
-        record = files.read_json(path)
-        names = {f.name for f in fields(LinearAG)}
-        if not isinstance(record, dict) or record.pop("kind", None) != "linear-ag" or set(record) != names:
-            got, remedy = "another kind of file", "Choose a file that LinearAG.save wrote."
-            raise CheckpointError(f"file {os.fspath(path)!r}", got=got, expected="a LinearAG table", remedy=remedy)
-        made = {k: _tuples(v) for k, v in record.items()}
-        return LinearAG(**{**made, "query": Query(*made["query"]), "of": Query(*made["of"])})
-
 
 def alternating(n: int) -> tuple[bool, ...]:
     """The published pattern for n steps: in the first half every other step is predicted, from the second one on."""
@@ -207,7 +190,3 @@ def _mix(weights: Tensor, history: Tensor) -> Tensor:
 
 def _over(weights: Tensor, history: Tensor) -> Tensor:
     return weights.reshape(1, -1, *(1,) * (history.ndim - 2))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
