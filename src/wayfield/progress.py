@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 def track(items: Sequence[T], label: str, *, on: bool = True) -> Iterator[T]:
     """Iterate with a progress bar, or silently if `on` is false. Raises MissingExtraError if rich is not installed."""
-    if not on:
-        yield from items
-        return
+    return _shown(items, label) if on else iter(items)
+
+
+def _shown(items: Sequence[T], label: str) -> Iterator[T]:
     try:
         from rich.console import Console
         from rich.progress import (

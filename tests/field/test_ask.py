@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from wayfield.core.errors import RangeError, UnknownNameError
+from wayfield.core.errors import RangeError, UnknownNameError, UnsupportedError
 from wayfield.core.path import Trig
 from wayfield.field.ask import Ask
 from wayfield.field.batching import Batching, measure
@@ -243,3 +243,23 @@ class TestBatching:
 
 def test_counts_add():
     assert Counts(1, 2, 3).plus(Counts(10, 20, 30)) == Counts(11, 22, 33)
+
+
+@pytest.mark.parametrize("t", [0.4, [0.1, 0.3, 0.5, 0.7]])
+@pytest.mark.parametrize("index", [None, (1, 3)])
+def test_a_condition_made_at_the_point_is_answered_and_counted(mixture, randn64, t, index):
+    x, b = randn64(4, 2), binding(mixture, Batching(), weak=mixture(Trig(), d=2, spread=0.3))
+    a = ask_at(b, x, t)
+    rows = list(range(4)) if index is None else list(index)
+    view = a.view(None if index is None else Rows.of(index, CPU), {"main": "weak"})
+    got = view.told("main", {"label": torch.tensor([1, 0, 2, 1])[rows]})
+    times = torch.as_tensor(t, dtype=torch.float64).expand(4)
+    want = b.nets["weak"](x, times, {"label": torch.tensor([1, 0, 2, 1])}).take(torch.tensor(rows))
+    torch.testing.assert_close(got.x0, want.x0, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.eps, want.eps, rtol=1e-12, atol=1e-12)
+    assert (a.calls, a.evaluated) == (1, len(rows))
+
+
+def test_where_a_step_lands_is_known_on_a_grid_only(mixture, randn64):
+    with pytest.raises(UnsupportedError, match="fixed grid"):
+        _ = ask_at(binding(mixture, Batching()), randn64(4, 2)).landing

@@ -16,9 +16,9 @@ FLOORS = [  # a file imports from its own floor's folder and from lower floors o
     {"core"},
     {"files", "progress"},
     {"field"},
-    {"guide", "solve", "train", "measure", "data"},
+    {"guide", "solve", "train", "measure", "data", "judge"},
     {"sampling"},
-    {"zoo", "plots", "registry", "fitting"},
+    {"zoo", "plots", "registry", "fitting", "tune"},
     {"recipes", "bench"},
     {"demo", "html", "cli", "doors"},
 ]
@@ -32,6 +32,8 @@ SHARED = (
     "guidance",
     "facts",
     "codec",
+    "judged",
+    "references",
 )  # what methods stand on
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
 

@@ -34,7 +34,7 @@ from wayfield.core.errors import RangeError, SingularError, unknown_name
 from wayfield.core.path import Path, Scales
 from wayfield.core.shapes import expand
 
-__all__ = ["KINDS", "Kind", "Prediction", "check_regular", "convert", "score", "solve", "velocity"]
+__all__ = ["KINDS", "Kind", "Prediction", "check_regular", "convert", "score", "solve", "velocity", "with_graph"]
 
 KINDS = ("x0", "eps", "v", "velocity", "score", "edm")
 
@@ -164,6 +164,13 @@ def score(prediction: Prediction, scales: Scales) -> Tensor:
 def velocity(prediction: Prediction, scales: Scales) -> Tensor:
     """dx/dt of the probability-flow ODE, alpha' x0 + sigma' eps, (B, *D)."""
     return convert("velocity", prediction, scales)
+
+
+def with_graph(make: Callable[[], Prediction]) -> Prediction:
+    """A prediction whose both members are made now, under autograd: made later, they would have no graph."""
+    with torch.enable_grad():
+        made = make()
+        return Prediction(made.x0, made.eps, made.tied)
 
 
 def _kind(kind: Kind | str) -> Kind:

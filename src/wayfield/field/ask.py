@@ -17,16 +17,18 @@ levels     network name -> numbers of the level             () or (B,)
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor
 
-from wayfield.core.predict import Prediction
+from wayfield.core.errors import UnsupportedError
+from wayfield.core.predict import Prediction, with_graph
 from wayfield.core.shapes import expand
 from wayfield.field.binding import COND, Binding, Call, Query, Want, renamed
-from wayfield.field.denoiser import Level
+from wayfield.field.denoiser import Landing, Level
+from wayfield.field.mixture import at_point
 from wayfield.field.rows import Rows
 
 __all__ = ["Ask"]
@@ -35,10 +37,10 @@ __all__ = ["Ask"]
 class _Memo:
     """What all views of one point share. full: answers for the whole batch / some: for known rows of it."""
 
-    __slots__ = ("binding", "calls", "full", "leaf", "levels", "rows", "some", "x")
+    __slots__ = ("binding", "calls", "full", "landing", "leaf", "levels", "rows", "some", "x")
 
-    def __init__(self, binding: Binding, x: Tensor, levels: Mapping[str, Level]) -> None:
-        self.binding, self.x, self.levels = binding, x, levels
+    def __init__(self, binding: Binding, x: Tensor, levels: Mapping[str, Level], landing: Landing | None) -> None:
+        self.binding, self.x, self.levels, self.landing = binding, x, levels, landing
         self.calls = self.rows = 0
         self.full: dict[Query, Prediction] = {}
         self.some: dict[Query, tuple[Rows, Prediction]] = {}
@@ -49,18 +51,25 @@ class _Memo:
 class Ask:
     """Questions about the points x (b, *D) at one noise level. Callable with queries; returns one `Prediction` each.
 
-    origin: the query whose x0 guidance pushes from, see `base`.
+    origin: the query whose x0 guidance pushes from, see `base` / landing: the level that the step goes to, if known.
     """
 
     __slots__ = ("_memo", "_nets", "_own", "_x", "origin", "rows")
 
     def __init__(
-        self, binding: Binding, x: Tensor, levels: Mapping[str, Level], origin: Query = COND, *, _of: Ask | None = None
+        self,
+        binding: Binding,
+        x: Tensor,
+        levels: Mapping[str, Level],
+        origin: Query = COND,
+        landing: Landing | None = None,
+        *,
+        _of: Ask | None = None,
     ) -> None:
         self.origin = origin
         self.rows: Rows | None = None
         self._nets: Mapping[str, str] = {}
-        self._memo = _Memo(binding, x, levels) if _of is None else _of._memo
+        self._memo = _Memo(binding, x, levels, landing) if _of is None else _of._memo
         self._own: dict[Query, Prediction] = self._memo.full if _of is None else {}
         self._x: Tensor | None = x if _of is None else None
 
@@ -103,14 +112,24 @@ class Ask:
         return level.map(lambda c: expand(self._pick(c), self.x))
 
     @property
+    def landing(self) -> Landing:
+        """Where the step goes. Raises UnsupportedError in runs without a fixed grid."""
+        if self._memo.landing is None:
+            remedy = "Use a solver with a fixed grid."
+            raise UnsupportedError("guidance that looks ahead", got="no grid", expected="a next level", remedy=remedy)
+        return self._memo.landing
+
+    @property
     def base(self) -> Tensor:
         """The x0-prediction that guidance pushes from, (b, *D)."""
         return self(self.origin)[0].x0
 
     def __call__(self, *queries: Query) -> tuple[Prediction, ...]:
         """Answers in the order asked; only what is not yet known costs a network call."""
-        own = self._own
-        missing = [q for q in queries if q not in own]
+        own, missing = self._own, []
+        for query in queries:
+            if query not in own:
+                missing.append(query)
         if missing:
             real = [q._replace(net=self._nets.get(q.net, q.net)) for q in missing] if self._nets else missing
             for grad in sorted({q.grad for q in real}, reverse=True):  # a gradient query serves its plain twin
@@ -132,19 +151,16 @@ class Ask:
         for call in calls:
             self._evaluate(call)
 
-    def mixed(self, calls: tuple[Call, ...], weights: Mapping[Query, float]) -> Prediction:
-        """origin + sum of weight * (answer - origin), not kept. calls: of whole branches / weights: of the others."""
-        memo, x0 = self._memo, {}
-        for call in calls:
-            y = self._denoise(call, memo.x).x0
-            memo.calls += 1
-            memo.rows += len(y)
-            parts = (y,) if len(call.sizes) == 1 else y.split_with_sizes(call.sizes)
-            x0.update(zip((query for query, _ in call.wants), parts, strict=True))
-        base = out = x0[self.origin]
-        for query, weight in weights.items():
-            out = torch.add(out, x0[query] - base, alpha=weight)  # to the bit what terms do one by one
-        return self.point(out)
+    def told(self, net: str, cond: Mapping[str, Tensor]) -> Prediction:
+        """The answer of a network to a condition made at this point: counted, but neither checked nor shared.
+
+        cond: the network's fields, (b, ...) each, for this view's rows. Parts that ask so say it in `Part.extra`.
+        """
+        memo, real = self._memo, self._nets.get(net, net)
+        level = memo.levels[real]
+        memo.calls += 1
+        memo.rows += len(self.x)
+        return memo.binding.nets[real].denoise(self.x, level if not level.alpha.ndim else level.map(self._pick), cond)
 
     def peek(self, query: Query) -> Prediction | None:
         """The answer if it is known for all of this view's rows, else None; never evaluates."""
@@ -178,8 +194,7 @@ class Ask:
 
     def point(self, x0: Tensor) -> Prediction:
         """The pair whose x0 is given and whose eps is the one this point then has; eps is computed when first used."""
-        x, level = self.x, self.level
-        return Prediction(x0, lambda: torch.addcmul(level.point_x * x, level.point_x0, x0), tied=True)
+        return at_point(x0, self.x, self.level)
 
     def express(self, x0: Tensor, space: str) -> Tensor:
         """x0 in another space at this point: "x0", "eps", or "native", what the main network answers with."""
@@ -222,7 +237,7 @@ class Ask:
         if self.rows is None or known == self.rows:
             return pred
         index = self.rows.within(known)
-        return pred.take(index) if not query.grad else _with_graph(lambda: pred.take(index))
+        return pred.take(index) if not query.grad else with_graph(lambda: pred.take(index))
 
     def _missing(self, wants: tuple[Want, ...]) -> tuple[Want, ...]:
         """What of these wants is not known yet."""
@@ -241,25 +256,20 @@ class Ask:
         return tuple(out)
 
     def _evaluate(self, call: Call) -> None:
-        self._memo.calls += 1
-        self._memo.rows += sum(call.sizes)
+        memo = self._memo
+        memo.calls += 1
+        memo.rows += sum(call.sizes)
         if not call.wants[0][0].grad:
-            pair = self._denoise(call, self._memo.x)
+            pair = call.denoise(memo.x, memo.levels)
             self._keep(*call.wants[0], pair) if len(call.sizes) == 1 else self._share(call, pair)
             return
-        pair = _with_graph(lambda: self._denoise(call, self._leaf()))
+        pair = with_graph(lambda: call.denoise(self._leaf(), memo.levels))
         for k, (query, rows) in enumerate(call.wants):
-            pred = _with_graph(lambda k=k: pair.map(lambda y: y.split_with_sizes(call.sizes)[k]))
+            pred = with_graph(lambda k=k: pair.map(lambda y: y.split_with_sizes(call.sizes)[k]))
             self._keep(query, rows, pred)
             twin = query._replace(grad=False)
-            if twin not in self._memo.full and twin not in self._memo.some:  # it serves who wants the same without
+            if twin not in memo.full and twin not in memo.some:  # it serves who wants the same without
                 self._keep(twin, rows, pred.map(_settled))
-
-    def _denoise(self, call: Call, x: Tensor) -> Prediction:
-        level = self._memo.levels[call.net]
-        if level.alpha.ndim:
-            level = level.map(lambda c: call.spread(c))
-        return call.denoiser.denoise(call.spread(x), level, call.cond)
 
     def _share(self, call: Call, pair: Prediction) -> None:
         sizes = call.sizes
@@ -278,17 +288,10 @@ class Ask:
             order = torch.tensor(sorted(range(len(both)), key=both.__getitem__), device=memo.x.device)
             rows = Rows.of(both, memo.x.device)
             joined = functools.partial(lambda new: before.join(new).take(order), pred)
-            pred = _with_graph(joined) if query.grad else joined()
+            pred = with_graph(joined) if query.grad else joined()
         memo.some[query] = (rows, pred)
         if len(rows.index) == memo.binding.batch:
             memo.full[query] = memo.some.pop(query)[1]
-
-
-def _with_graph(make: Callable[[], Prediction]) -> Prediction:
-    """A prediction whose both members are made now, under autograd: made later, they would have no graph."""
-    with torch.enable_grad():
-        made = make()
-        return Prediction(made.x0, made.eps, made.tied)
 
 
 def _settled(x: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from wayfield.core.errors import ShapeError, unknown_name
+from wayfield.core.predict import Prediction
 from wayfield.field.batching import Batching
 from wayfield.field.cond import Cond, concat
-from wayfield.field.denoiser import Denoiser
+from wayfield.field.denoiser import Denoiser, Level
 from wayfield.field.rows import Rows
 
 __all__ = ["COND", "NULL", "Binding", "Call", "Counts", "Query", "Want", "renamed"]
@@ -75,6 +76,13 @@ class Call(NamedTuple):
         if self.rows is not None:
             return x.index_select(0, self.rows)
         return x if len(self.sizes) == 1 else torch.cat([x] * len(self.sizes))
+
+    def denoise(self, x: Tensor, levels: Mapping[str, Level]) -> Prediction:
+        """The answers of all branches at points x (B, *D). levels: by network."""
+        level = levels[self.net]
+        if level.alpha.ndim:
+            level = level.map(self.spread)
+        return self.denoiser.denoise(self.spread(x), level, self.cond)
 
 
 @final

@@ -34,7 +34,7 @@ from wayfield.core.schedule import Tabulated
 from wayfield.core.shapes import expand
 from wayfield.field.cond import Cond, Schema
 
-__all__ = ["TIME_INPUTS", "Call", "Denoiser", "Level", "Reading"]
+__all__ = ["TIME_INPUTS", "Call", "Denoiser", "Landing", "Level", "Reading"]
 
 Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -72,6 +72,13 @@ class Level(NamedTuple):
         if space == "eps":
             return (y - self.point_x * x) / self.point_x0
         return torch.addcmul(self.x0_x * x, self.x0_y, y)
+
+
+class Landing(NamedTuple):
+    """The scales of the level that a step goes to, each (); a clean end has sigma = 0."""
+
+    alpha: Tensor
+    sigma: Tensor
 
 
 def _quarter_log_sigma(path: Path, t: Tensor) -> Tensor:
@@ -159,10 +166,12 @@ class Denoiser:
     shape: tuple[int, ...] | None = None
     call: Call | None = None
     dtype: torch.dtype | None = None
+    _direct: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.kind, str):
             object.__setattr__(self, "kind", Kind(self.kind))
+        object.__setattr__(self, "_direct", self.output.name == "x0")  # asked at every step
         if self.time not in TIME_INPUTS:
             raise unknown_name("time input", self.time, TIME_INPUTS)
         if not isinstance(self.path, Path):
@@ -212,7 +221,7 @@ class Denoiser:
         y = self.answer(x, level, cond)
         y = y if y.dtype == x.dtype else y.to(x.dtype)
         level = level if level.alpha.ndim == 0 else level.map(lambda c: expand(c, x))
-        x0 = y if self.output.name == "x0" else torch.addcmul(level.x0_x * x, level.x0_y, y)
+        x0 = y if self._direct else torch.addcmul(level.x0_x * x, level.x0_y, y)
         return Prediction(x0, lambda: torch.addcmul(level.eps_x * x, level.eps_y, y), tied=True)
 
     def __call__(self, x: Tensor, t: float | Tensor, cond: Cond | Mapping[str, Any] | None = None) -> Prediction:

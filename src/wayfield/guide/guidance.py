@@ -12,10 +12,10 @@ tree is called; the pair is completed; sources observe. The state of the first e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -24,24 +24,45 @@ from wayfield.core.errors import DTypeError, RangeError, UnsupportedError, unkno
 from wayfield.core.predict import Prediction
 from wayfield.field.ask import Ask
 from wayfield.field.binding import COND, Binding, Call, Query
+from wayfield.field.denoiser import Landing, Level
+from wayfield.field.mixture import Mixture
 from wayfield.field.rows import Rows
 from wayfield.guide.contrast import Contrast
 from wayfield.guide.planner import MODES, Mode, Planner
 from wayfield.guide.roles import Gate, Part, Source, State, Step
 from wayfield.guide.terms import Term, TermPlan, check_part
 
-__all__ = ["PLAIN", "Guidance", "Steering", "guidance_of"]
+__all__ = ["ANYWHERE", "PLAIN", "At", "Guidance", "Guided", "Steering", "guidance_of"]
+
+
+ANYWHERE = Step(0, 1, 0, math.nan, True)
+"""The place of an evaluation outside of a grid."""
+
+
+class At(NamedTuple):
+    """The noise level of an evaluation. levels: its numbers by network / landing: the level that the step goes to."""
+
+    levels: Mapping[str, Level]
+    landing: Landing | None = None
+
+
+class Guided(NamedTuple):
+    """A guided answer, the next state, and what both cost."""
+
+    pred: Prediction
+    state: State
+    calls: int
+    rows: int
 
 
 class Steering(NamedTuple):
-    """What was decided for one evaluation: its place in the run, the tree's plan (None: no push), the sources', the
-    weights of the answers where guidance is no more than that, and the network calls, round by round.
+    """What was decided for one evaluation: the tree's plan (None: no push), the sources', the sum of answers where
+    guidance is no more than that, and the network calls, round by round.
     """
 
-    step: Step
     root: TermPlan | None
     sources: tuple[_Answering, ...]
-    mix: dict[Query, float] | None
+    mixture: Mixture | None
     calls: tuple[tuple[Call, ...], ...]
 
 
@@ -115,7 +136,12 @@ class Guidance:
         """Rows per sample and evaluation if every gate is open and no source answers; what is saved against it is
         reported as `skipped`.
         """
-        return len({q._replace(grad=False) for q in self.queries})
+        return len({q._replace(grad=False) for q in self.queries}) + len(self.extra)
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Networks that are asked with conditions made on the way, once for each such row of a sample."""
+        return tuple(net for p in self.parts if not getattr(p, "neutral", False) for net in p.extra)
 
     @cached_property
     def timeless(self) -> bool:
@@ -126,6 +152,15 @@ class Guidance:
     def decides(self) -> bool:
         """Whether plans may differ from step to step: something is gated or answered by sources."""
         return any(isinstance(p, Gate | Source) for p in self.parts)
+
+    @cached_property
+    def foreseen(self) -> bool:
+        """Whether a plan follows from what gates say of its step alone, see `said`."""
+        return not self.sources and not any(g.masked or g.remembers for g in self._gates)
+
+    def said(self, step: Step) -> tuple[Any, ...]:
+        """What all gates say of a step, where everything is foreseen."""
+        return tuple([gate.open(step, ()) for gate in self._gates])
 
     @cached_property
     def masked(self) -> bool:
@@ -152,7 +187,7 @@ class Guidance:
         pairs = enumerate(zip(self.sources, state[1:], strict=True))
         sources = tuple([p.place(-1 - k, lambda s=s, old=old: _answering(p, s, step, old)) for k, (s, old) in pairs])
         calls = tuple([binding.layout(wants, x) for wants in p.rounds()])
-        return Steering(step, root, sources, self._mix(root), calls)
+        return Steering(root, sources, self._mixture(root, calls), calls)
 
     def anywhere(self, binding: Binding, x: Tensor, what: str) -> Steering:
         """The one plan of a timeless guidance, for points like x. Raises UnsupportedError for others; what: who
@@ -164,20 +199,24 @@ class Guidance:
             raise UnsupportedError(
                 what, got=got, expected="guidance that is the same rule at every step", remedy=remedy
             )
-        step = Step(0, 1, 0, math.nan, True)
-        return self.plan(Planner("fixed", self.base, x), step, self.init(x, 1), binding, x)
+        return self.plan(Planner("fixed", self.base, x), ANYWHERE, self.init(x, 1), binding, x)
 
     def remembered(self, state: State) -> list[tuple[Part, State]]:
         """Every part with its own part of a run's state (`Result.state`, `StepInfo.state`)."""
         own = [] if self.term is None else list(self.term.remembered(state[0]))
         return [*own, *zip(self.sources, state[1:], strict=True)]
 
-    def __call__(self, ask: Ask, state: State, plan: Steering) -> tuple[Prediction, State]:
-        """The guided pair at the points of `ask`, and the next state."""
-        step, root, answering, mix, calls = plan
-        if mix is not None:
-            pred = ask.mixed(calls[0], mix)
-            return (pred if self.clip is None else ask.point(pred.x0.clamp(*self.clip))), state
+    def __call__(self, binding: Binding, x: Tensor, at: At, step: Step, state: State, plan: Steering) -> Guided:
+        """The guided pair at points x (B, *D), the next state, and what it cost."""
+        mixture = plan.mixture
+        if mixture is not None:
+            return Guided(mixture(x, at.levels), state, len(mixture.calls), mixture.rows)
+        ask = Ask(binding, x, at.levels, self.base, at.landing)
+        pred, state = self._guided(ask, step, state, plan)
+        return Guided(pred, state, ask.calls, ask.evaluated)
+
+    def _guided(self, ask: Ask, step: Step, state: State, plan: Steering) -> tuple[Prediction, State]:
+        root, answering, _, calls = plan
         for each in calls:
             ask.run(each)
         for source, old, a in zip(self.sources, state[1:], answering, strict=True) if answering else ():
@@ -197,15 +236,19 @@ class Guidance:
         pairs = zip(self.sources, state[1:], answering, strict=True)
         return pred, (term, *(s.observe(ask, step, old, a.row, a.decision) for s, old, a in pairs))
 
-    def _mix(self, root: TermPlan | None) -> dict[Query, float] | None:
-        """Weights of the answers other than the base's, if x0 is their sum with it and nothing else is to be done."""
+    def _mixture(self, root: TermPlan | None, calls: tuple[tuple[Call, ...], ...]) -> Mixture | None:
+        """The sum of answers that the guided x0 is, if it is one and nothing else is to be done."""
         weights: dict[Query, float] = {}
-        if root is None or self.term is None or self.sources or self.noise is not None:
+        if self.sources or self.noise is not None or self.clip is not None:
             return None
-        if not self.term.mix(root, 1.0, weights):
+        if root is not None and not (self.term is not None and self.term.mix(root, 1.0, weights)):
             return None
         weights.pop(self.base, None)
-        return weights
+        return Mixture.of(calls[0], self.base, weights)
+
+    @cached_property
+    def _gates(self) -> list[Gate]:
+        return [p for p in self.parts if isinstance(p, Gate)]
 
     @cached_property
     def _wanted(self) -> tuple[Query, ...]:

@@ -19,6 +19,7 @@ and returned; so it can be saved, frozen for some rows and cut to some rows with
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -40,7 +41,8 @@ Decision = bool | float | Tensor
 class Step(NamedTuple):
     """Where a run is; host numbers, for decisions only.
 
-    i: step of n / stage: evaluation within the step / log_snr: log(alpha^2 / sigma^2) at it / last: whether i = n - 1.
+    i: step of n / stage: evaluation within the step / log_snr: log(alpha^2 / sigma^2) at it / last: whether i = n - 1 /
+    next: log-SNR of the level that the step goes to, infinite at a clean end.
     """
 
     i: int
@@ -48,6 +50,7 @@ class Step(NamedTuple):
     stage: int
     log_snr: float
     last: bool
+    next: float = math.nan
 
 
 class Part(ABC):  # noqa: B024 - the roles below have the abstract methods
@@ -71,6 +74,11 @@ class Part(ABC):  # noqa: B024 - the roles below have the abstract methods
     @property
     def told(self) -> tuple[Query, ...]:
         """Queries whose conditions are read, though nobody may ask them."""
+        return ()
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Networks asked with conditions that are made on the way (`Ask.told`), once for every such row of a sample."""
         return ()
 
 

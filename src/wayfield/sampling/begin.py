@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wayfield.core.errors import DTypeError, ShapeError, UnsupportedError
+from wayfield.core.errors import DTypeError, ShapeError, UnsupportedError, unknown_name
 from wayfield.core.grid import Grid
 from wayfield.core.noise import INITIAL, Address, Noise
 from wayfield.core.shapes import check_samples
@@ -27,6 +27,9 @@ def check_run(binding: Binding, solver: Solver | Adaptive, guidance: Guidance, g
     """
     for query in guidance.told:
         binding.cond(query)
+    for net in guidance.extra:
+        if net not in binding.nets:
+            raise unknown_name("network", net, binding.nets)
     if any(source.fitted for source in guidance.sources):
         facts = run_facts(binding.nets, grid, solver, guidance)
         for source in guidance.sources:

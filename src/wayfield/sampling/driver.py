@@ -19,18 +19,17 @@ from wayfield.core.errors import NonFiniteError, UnsupportedError
 from wayfield.core.grid import Grid
 from wayfield.core.noise import Address, Noise, SeededNoise
 from wayfield.core.predict import Prediction
-from wayfield.field.ask import Ask
 from wayfield.field.batching import Batching
 from wayfield.field.binding import Binding, Counts
-from wayfield.field.denoiser import Denoiser, Level
-from wayfield.guide.guidance import Guidance, Steering, guidance_of
+from wayfield.field.denoiser import Denoiser
+from wayfield.guide.guidance import ANYWHERE, At, Guidance, Steering, guidance_of
 from wayfield.guide.planner import Planner
 from wayfield.guide.roles import State, Step
 from wayfield.guide.terms import Term
 from wayfield.progress import track
 from wayfield.sampling.begin import check_run, starting_points
 from wayfield.sampling.resume import Checkpoint, Run, RunState, fingerprint, restore, save
-from wayfield.sampling.tables import level_rows, solver_rows, step_rows
+from wayfield.sampling.tables import tables
 from wayfield.solve.adaptive import Adaptive
 from wayfield.solve.ddim import DDIM
 from wayfield.solve.roles import Solver
@@ -118,8 +117,7 @@ def sample(
                 remedy = "Its steps belong to each sample; use a solver with a fixed grid for that."
                 raise UnsupportedError("adaptive solver", got=got, expected="none of these options", remedy=remedy)
             return _adaptive(binding, solver, rule, grid, x)
-        plan, rows = solver_rows(solver, grid, dtype, device)
-        run = Run(binding, solver, rule, grid, plan, level_rows(fields, grid, plan, x), rows, noise)
+        run = Run(binding, solver, rule, grid, tables(fields, solver, grid, x), noise)
         state = RunState(0, x, solver.init(x), rule.init(x, grid.steps), Counts(), [x] if record else [])
         if checkpoint is not None:
             run = run._replace(checkpoint=checkpoint, fingerprint=fingerprint(run, x, record))
@@ -132,7 +130,8 @@ def _step(
     run: tuple[Binding, Solver, Guidance],
     x: Tensor,
     row: Any,
-    levels: tuple[dict[str, Level], ...],
+    at: tuple[At, ...],
+    steps: tuple[Step, ...],
     plans: tuple[Steering, ...],
     noise: tuple[Tensor, ...],
     state: Any,
@@ -145,15 +144,14 @@ def _step(
 
     def denoise(x: Tensor, k: int) -> Prediction:
         nonlocal calls, rows, first, reads
-        ask = Ask(binding, x, levels[k], guidance.base)
-        pred, new = guidance(ask, reads, plans[k])
-        calls, rows = calls + ask.calls, rows + ask.evaluated
+        pred, new, c, r = guidance(binding, x, at[k], steps[k], reads, plans[k])
+        calls, rows = calls + c, rows + r
         if k == 0:
             first = new
-            reads = guidance.held(gstate, new) if len(levels) > 1 else reads
+            reads = guidance.held(gstate, new) if len(at) > 1 else reads
         return pred
 
-    x, state = solver.step(denoise, x, row, state, noise, len(levels))
+    x, state = solver.step(denoise, x, row, state, noise, len(at))
     return x, state, first, calls, rows
 
 
@@ -182,12 +180,12 @@ def _loop(
     branches = run.binding.batch * run.guidance.branches
     first, x, state, gstate, counts, trajectory = s
     calls, rows, skipped = counts
-    plan = _planning(run, x)
-    tables = zip(range(n), run.rows, run.levels, run.plan.draws, strict=True)
-    for i, row, levels, draws in track(list(tables)[first:], "sampling", on=progress):
+    plan, each = _planning(run, x), run.tables
+    todo = list(zip(range(n), each.rows, each.at, each.steps, each.plan.draws, strict=True))[first:]
+    for i, row, at, steps, draws in track(todo, "sampling", on=progress):
         noise = _draws(run, i, x) if draws else ()
-        x, state, gstate, c, r = unit(fixed, x, row, levels, plan(i, gstate), noise, state, gstate)
-        calls, rows, skipped = calls + c, rows + r, skipped + branches * len(levels) - r
+        x, state, gstate, c, r = unit(fixed, x, row, at, steps, plan(i, gstate), noise, state, gstate)
+        calls, rows, skipped = calls + c, rows + r, skipped + branches * len(at) - r
         if record:
             trajectory.append(x)
         if callback is not None:
@@ -201,22 +199,25 @@ def _loop(
 
 def _planning(run: Run, x: Tensor) -> Callable[[int, State], tuple[Steering, ...]]:
     """What guidance decides for the evaluations of step i, on the host, before them."""
-    guidance, steps = run.guidance, step_rows(run.grid, run.plan)
+    guidance, steps = run.guidance, run.tables.steps
     planner = Planner(guidance.rows, guidance.base, x)
 
     def plan(step: Step, state: State) -> Steering:
         return guidance.plan(planner, step, state, run.binding, x)  # here, not in compiled code
 
-    if not guidance.decides:
-        _, *same = plan(steps[0][0], guidance.init(x, run.grid.steps))
-        return lambda i, state: tuple([Steering(step, *same) for step in steps[i]])  # pyright: ignore[reportArgumentType]
-    return lambda i, state: tuple([plan(step, state) for step in steps[i]])
+    if not guidance.foreseen:
+        return lambda i, state: tuple([plan(step, state) for step in steps[i]])
+    start, known, plans = guidance.init(x, run.grid.steps), {}, []
+    for said in [[(guidance.said(step), step) for step in each] for each in steps]:
+        known |= {what: plan(step, start) for what, step in said if what not in known}
+        plans.append(tuple([known[what] for what, _ in said]))
+    return lambda i, state: plans[i]
 
 
 def _draws(run: Run, i: int, x: Tensor) -> tuple[Tensor, ...]:
     """The noises of step i, (B, *D) each."""
     t, s = run.grid.t[i], run.grid.t[i + 1]
-    drawn = [run.noise.draw(x.shape[1:], Address(i, k, t, s)) for k in range(run.plan.draws[i])]
+    drawn = [run.noise.draw(x.shape[1:], Address(i, k, t, s)) for k in range(run.tables.plan.draws[i])]
     return tuple(z.to(device=x.device, dtype=x.dtype, non_blocking=True) for z in drawn)
 
 
@@ -227,11 +228,10 @@ def _adaptive(binding: Binding, solver: Adaptive, guidance: Guidance, grid: Grid
         nonlocal total
         some = binding if len(rows) == binding.batch else binding.take(rows)
         levels = {name: d.level(t, path=grid.path, dtype=x.dtype, device=x.device) for name, d in binding.nets.items()}
-        ask = Ask(some, x, levels, guidance.base)
         plan = guidance.anywhere(some, x, "an adaptive solver")
-        pred, _ = guidance(ask, guidance.init(x, 1), plan)
-        total = total.plus(Counts(ask.calls, ask.evaluated, len(x) * guidance.branches - ask.evaluated))
-        return pred
+        out = guidance(some, x, At(levels), ANYWHERE, guidance.init(x, 1), plan)
+        total = total.plus(Counts(out.calls, out.rows, len(x) * guidance.branches - out.rows))
+        return out.pred
 
     x, steps = solver.run(evaluate, x, grid)
     if not _finite(x):
@@ -251,7 +251,8 @@ def _first_bad_step(run: Run, s: RunState, unit: Callable[..., Any]) -> int:
     plan = _planning(run, x)
     for i in range(first, run.grid.steps):
         noise = _draws(run, i, x)
-        x, state, gstate, _, _ = unit(fixed, x, run.rows[i], run.levels[i], plan(i, gstate), noise, state, gstate)
+        row, at, steps = run.tables.rows[i], run.tables.at[i], run.tables.steps[i]
+        x, state, gstate, _, _ = unit(fixed, x, row, at, steps, plan(i, gstate), noise, state, gstate)
         if not _finite(x):
             return i
     return run.grid.steps - 1

@@ -14,9 +14,9 @@ from wayfield.core.grid import Grid
 from wayfield.core.noise import Noise
 from wayfield.core.shapes import leaves
 from wayfield.field.binding import Binding, Counts
-from wayfield.field.denoiser import Level
 from wayfield.guide.guidance import Guidance
-from wayfield.solve.roles import Plan, Solver
+from wayfield.sampling.tables import Tables
+from wayfield.solve.roles import Solver
 
 __all__ = ["Checkpoint", "Run", "RunState", "fingerprint", "restore", "save"]
 
@@ -41,9 +41,7 @@ class Run(NamedTuple):
     solver: Solver
     guidance: Guidance
     grid: Grid
-    plan: Plan
-    levels: list[tuple[dict[str, Level], ...]]
-    rows: list[Any]
+    tables: Tables
     noise: Noise
     checkpoint: Checkpoint | None = None
     fingerprint: str = ""

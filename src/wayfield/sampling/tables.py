@@ -10,49 +10,50 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wayfield.core.errors import SingularError
 from wayfield.core.grid import Grid
-from wayfield.field.denoiser import Denoiser, Level, Reading
+from wayfield.field.denoiser import Denoiser, Landing, Level, Reading
+from wayfield.guide.guidance import At
 from wayfield.guide.roles import Step
 from wayfield.solve.roles import Plan, Solver
 
-__all__ = ["level_rows", "solver_rows", "step_rows"]
+__all__ = ["Tables", "tables"]
 
 _KEPT = 32
 
 
-def level_rows(fields: Mapping[str, Denoiser], grid: Grid, plan: Plan, x: Tensor) -> list[tuple[dict[str, Level], ...]]:
-    """For every step and evaluation, the level's numbers of every network, as 0-dim tensors on the device.
-
-    Raises SingularError if a network's answer says nothing about x0 at some level, or a level is beyond its path.
+class Tables(NamedTuple):
+    """The numbers of a run, one entry per step. plan: of the solver / rows: its coefficients, a NamedTuple of 0-dim
+    tensors / at: for every evaluation the level's numbers of every network / steps: for every evaluation what guidance
+    may decide by, host numbers.
     """
-    readings = tuple((name, d.reading) for name, d in fields.items())
-    return _level_rows(readings, grid, plan.times, x.dtype, x.device)
+
+    plan: Plan
+    rows: list[Any]
+    at: list[tuple[At, ...]]
+    steps: list[tuple[Step, ...]]
+
+
+def tables(fields: Mapping[str, Denoiser], solver: Solver, grid: Grid, x: Tensor) -> Tables:
+    """Everything that a run from points x (B, *D) looks up, on their device and in their type.
+
+    Raises SingularError if a network's answer says nothing about x0 at some level, a level is beyond its path, or a
+    coefficient is not finite.
+    """
+    readings = tuple([(name, d.reading) for name, d in fields.items()])
+    return _tables(readings, solver, grid, x.dtype, x.device)
 
 
 @functools.lru_cache(maxsize=_KEPT)
 @torch.inference_mode(False)
-def _level_rows(
-    readings: tuple[tuple[str, Reading], ...],
-    grid: Grid,
-    times: tuple[tuple[float, ...], ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[tuple[dict[str, Level], ...]]:
-    per_net = {name: _levels(name, reading, grid, times, dtype, device) for name, reading in readings}
-    at = iter([dict(zip(per_net, rows, strict=True)) for rows in zip(*per_net.values(), strict=True)])
-    return [tuple(next(at) for _ in each) for each in times]
-
-
-@functools.lru_cache(maxsize=_KEPT)
-@torch.inference_mode(False)
-def solver_rows(solver: Solver, grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Plan, list[Any]]:
-    """The plan and its coefficients, one NamedTuple of 0-dim tensors per step. Raises SingularError unless finite."""
+def _tables(
+    readings: tuple[tuple[str, Reading], ...], solver: Solver, grid: Grid, dtype: torch.dtype, device: torch.device
+) -> Tables:
     plan = solver.plan(grid)
     i = _first_not_finite(plan.rows)
     if i is not None:
@@ -62,15 +63,23 @@ def solver_rows(solver: Solver, grid: Grid, dtype: torch.dtype, device: torch.de
             expected="finite numbers",
             remedy="Choose another end of the grid, or a solver that works in sigma/alpha.",
         )
-    return plan, _rows(plan.rows, dtype, device)
+    by_net = [_levels(name, reading, grid, plan.times, dtype, device) for name, reading in readings]
+    names, landings = [name for name, _ in readings], _rows(Landing(*(c[1:] for c in grid.scales[:2])), dtype, device)
+    levels = iter([dict(zip(names, each, strict=True)) for each in zip(*by_net, strict=True)])
+    at = [
+        tuple([At(next(levels), landing) for _ in times]) for times, landing in zip(plan.times, landings, strict=True)
+    ]
+    return Tables(plan, _rows(plan.rows, dtype, device), at, _steps(grid, plan))
 
 
-@functools.lru_cache(maxsize=_KEPT)
-def step_rows(grid: Grid, plan: Plan) -> list[tuple[Step, ...]]:
-    """For every step and evaluation, what guidance may decide by; host numbers."""
+def _steps(grid: Grid, plan: Plan) -> list[tuple[Step, ...]]:
     flat = torch.tensor([t for each in plan.times for t in each], dtype=torch.float64)
     log_snr, n = iter(grid.path.log_snr(flat).tolist()), len(plan.times)
-    return [tuple(Step(i, n, k, next(log_snr), i == n - 1) for k in range(len(e))) for i, e in enumerate(plan.times)]
+    after = (2 * grid.lam[1:]).tolist()
+    return [
+        tuple([Step(i, n, k, next(log_snr), i == n - 1, after[i]) for k in range(len(each))])
+        for i, each in enumerate(plan.times)
+    ]
 
 
 def _levels(

@@ -28,11 +28,10 @@ from wayfield.core.errors import GridError, RangeError, unknown_name
 from wayfield.core.grid import Grid
 from wayfield.core.noise import Address, SeededNoise
 from wayfield.core.shapes import check_samples, flatten
-from wayfield.field.ask import Ask
 from wayfield.field.batching import Batching
 from wayfield.field.binding import Binding
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide.guidance import Guidance, guidance_of
+from wayfield.guide.guidance import ANYWHERE, At, Guidance, guidance_of
 from wayfield.guide.terms import Term
 
 __all__ = ["bits_per_dim", "log_likelihood"]
@@ -130,8 +129,8 @@ def _slope(
         x = alpha * y
         levels = {n: d.level(t, path=grid.path, dtype=y.dtype, device=y.device) for n, d in binding.nets.items()}
         plan = guidance.anywhere(binding, x, "log_likelihood")
-        pred, _ = guidance(Ask(binding, x, levels, guidance.base), guidance.init(x, 1), plan)
-        out = math.exp(tau) * pred.eps
+        guided = guidance(binding, x, At(levels), ANYWHERE, guidance.init(x, 1), plan)
+        out = math.exp(tau) * guided.pred.eps
         total = torch.zeros(len(y), dtype=y.dtype, device=y.device)
         for v in vectors:
             (g,) = torch.autograd.grad(out, y, v, retain_graph=True)
