@@ -127,7 +127,7 @@ class TestViews:
     def test_whole_and_partial_branches_share_a_call(self, mixture, randn64):
         x = randn64(4, 2)
         a = ask_at(binding(mixture, Batching()), x)
-        a.fetch(((COND, None), (NULL, rows(2))))
+        a.answers.fetch(((COND, None), (NULL, rows(2))))
         assert (a.calls, a.evaluated) == (1, 5)
         (u,) = a.view(rows(2))(NULL)
         torch.testing.assert_close(u.x0, exact(mixture, x[2:3], 2).x0, rtol=1e-12, atol=1e-12)
@@ -164,7 +164,7 @@ class TestViews:
         assert bool((u.x0[[0, 2]] == 7).all())
         torch.testing.assert_close(u.x0[[1, 3]], exact(mixture, x[[1, 3]], 2).x0, rtol=1e-12, atol=1e-12)
         b = ask_at(binding(mixture, Batching()), x)
-        b.fetch(((NULL, rows(1, 2, 3)),))
+        b.answers.fetch(((NULL, rows(1, 2, 3)),))
         b.supply(NULL, mine, mask=torch.tensor([True, False, True, False]))
         torch.testing.assert_close(b(NULL)[0].x0, u.x0, rtol=1e-12, atol=1e-12)
 
@@ -192,8 +192,8 @@ class TestGradients:
         x = randn64(4, 2)
         a = ask_at(binding(mixture, Batching()), x)
         with torch.no_grad():
-            a.fetch(((self.grad, rows(1, 2)),))
-            a.fetch(((COND, None),))
+            a.answers.fetch(((self.grad, rows(1, 2)),))
+            a.answers.fetch(((COND, None),))
             assert (a.calls, a.evaluated) == (2, 4)
             view = a.view(rows(2))
             (pred,) = view(self.grad)

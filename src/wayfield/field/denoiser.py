@@ -202,7 +202,7 @@ class Denoiser:
         return self.reading.level(t, path=path, dtype=dtype, device=device)
 
     def answer(self, x: Tensor, level: Level, cond: Mapping[str, Tensor]) -> Tensor:
-        """The raw network output y, (B, *D)."""
+        """The network's answer y, (B, *D), in the type of x."""
         x_in = x if level.c_in is None else expand(level.c_in, x) * x
         if self.dtype is not None:
             x_in = x_in.to(self.dtype)
@@ -214,15 +214,22 @@ class Denoiser:
                 expected=tuple(x.shape),
                 remedy="Check the network, or drop its learned-variance half with `call=`.",
             )
-        return y
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def denoise(self, x: Tensor, level: Level, cond: Mapping[str, Tensor]) -> Prediction:
         """The pair (x0, eps) at points x (B, *D) of the given level; differentiable."""
         y = self.answer(x, level, cond)
-        y = y if y.dtype == x.dtype else y.to(x.dtype)
         level = level if level.alpha.ndim == 0 else level.map(lambda c: expand(c, x))
         x0 = y if self._direct else torch.addcmul(level.x0_x * x, level.x0_y, y)
         return Prediction(x0, lambda: torch.addcmul(level.eps_x * x, level.eps_y, y), tied=True)
+
+    def clean(self, x: Tensor, level: Level, cond: Mapping[str, Tensor]) -> Tensor:
+        """Only the x0 of `denoise`."""
+        y = self.answer(x, level, cond)
+        if self._direct:
+            return y
+        level = level if level.alpha.ndim == 0 else level.map(lambda c: expand(c, x))
+        return torch.addcmul(level.x0_x * x, level.x0_y, y)
 
     def __call__(self, x: Tensor, t: float | Tensor, cond: Cond | Mapping[str, Any] | None = None) -> Prediction:
         """For single calls: the pair at points x (B, *D) and times t () or (B,), with a checked condition."""

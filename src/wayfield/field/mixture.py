@@ -43,7 +43,7 @@ class Mixture(NamedTuple):
         """The pair at points x (B, *D). levels: by network."""
         answers: list[Tensor] = []
         for call in self.calls:
-            x0 = call.denoise(x, levels).x0
+            x0 = call.clean(x, levels)
             answers += (x0,) if len(call.sizes) == 1 else x0.split_with_sizes(call.sizes)
         base = out = answers[self.origin]
         for k, weight in self.others:

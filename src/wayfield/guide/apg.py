@@ -53,6 +53,7 @@ __all__ = ["APG", "PRESETS", "Preset", "apg", "apg_preset", "clip_norm", "projec
 Axes = tuple[int, ...] | None
 VARIANTS = ("paper", "uncond_base", "plus_one")
 UNITS = ("l2", "rms")
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def project(d: Tensor, on: Tensor, axes: Axes = None) -> tuple[Tensor, Tensor]:
@@ -128,8 +129,8 @@ class APG(Shaper):
 
     def shape(self, ask: Ask, push: Tensor, step: Step, state: State) -> tuple[Tensor, State]:
         """See `Shaper.shape`."""
-        wide, dims = _wide(push.dtype), _dims(self.axes, push.ndim)
-        c, d = (ask.base, push) if push.dtype == wide else (ask.base.to(wide), push.to(wide))
+        dims, half = _dims(self.axes, push.ndim), push.dtype in _HALF
+        c, d = (ask.base.float(), push.float()) if half else (ask.base, push)
         if self.remembers:
             d = torch.add(d, state[0], alpha=self.beta)
             state = (d,)
@@ -137,7 +138,7 @@ class APG(Shaper):
             d = _clipped(d, self.r * _count(d, dims) ** 0.5 if self.unit == "rms" else self.r, dims)
         if self.eta != 1:
             d = torch.addcmul(d, _share(d, c, dims), c, value=self.eta - 1)
-        return (d if push.dtype == wide else d.to(push.dtype)), state
+        return (d.to(push.dtype) if half else d), state
 
 
 def apg(
@@ -209,7 +210,7 @@ def _each(w: Factor, f: Callable[[float], float]) -> Factor:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float32 if dtype in _HALF else dtype
 
 
 def _share(d: Tensor, on: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -218,7 +219,7 @@ def _share(d: Tensor, on: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def _clipped(d: Tensor, r: float, dims: tuple[int, ...]) -> Tensor:
-    length = torch.linalg.vector_norm(d, dim=dims, keepdim=True, dtype=_wide(d.dtype))
+    length = torch.linalg.vector_norm(d, dim=dims, keepdim=True, dtype=torch.float32 if d.dtype in _HALF else None)
     factor = r / length.clamp(min=r)
     return d * (factor if factor.dtype == d.dtype else factor.to(d.dtype))
 

@@ -213,19 +213,21 @@ class Guidance:
             return Guided(mixture(x, at.levels), state, len(mixture.calls), mixture.rows)
         ask = Ask(binding, x, at.levels, self.base, at.landing)
         pred, state = self._guided(ask, step, state, plan)
-        return Guided(pred, state, ask.calls, ask.evaluated)
+        return Guided(pred, state, ask.answers.calls, ask.answers.rows)
 
     def _guided(self, ask: Ask, step: Step, state: State, plan: Steering) -> tuple[Prediction, State]:
         root, answering, _, calls = plan
         for each in calls:
-            ask.run(each)
+            ask.answers.run(each)
         for source, old, a in zip(self.sources, state[1:], answering, strict=True) if answering else ():
             if a.decision is not False and (a.rows is None or a.rows.index or a.mask is not None):
                 ask.supply(source.query, source.answer(ask, step, old, a.row), a.rows, a.mask)
-        pred, term = ask(self.base)[0], state[0]
-        if root is not None:
+        term = state[0]
+        if root is None:
+            pred = ask(self.base)[0]
+        else:
             assert self.term is not None
-            x0, term = self.term.onto(pred.x0, ask, step, term, root)
+            x0, term = self.term.onto(ask.base, ask, step, term, root)
             pred = ask.point(x0)
         if self.clip is not None:
             pred = ask.point(pred.x0.clamp(*self.clip))

@@ -8,6 +8,7 @@ same noise in any batch.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -207,11 +208,15 @@ def _planning(run: Run, x: Tensor) -> Callable[[int, State], tuple[Steering, ...
 
     if not guidance.foreseen:
         return lambda i, state: tuple([plan(step, state) for step in steps[i]])
-    start, known, plans = guidance.init(x, run.grid.steps), {}, []
-    for said in [[(guidance.said(step), step) for step in each] for each in steps]:
-        known |= {what: plan(step, start) for what, step in said if what not in known}
-        plans.append(tuple([known[what] for what, _ in said]))
-    return lambda i, state: plans[i]
+    start, known = guidance.init(x, run.grid.steps), {}
+    if not guidance.decides:
+        only = plan(steps[0][0], start)
+        return lambda i, state: (only,) * len(steps[i])
+    said = [[guidance.said(step) for step in each] for each in steps]
+    for step, what in zip(itertools.chain.from_iterable(steps), itertools.chain.from_iterable(said), strict=True):
+        if what not in known:
+            known[what] = plan(step, start)
+    return lambda i, state: tuple([known[what] for what in said[i]])
 
 
 def _draws(run: Run, i: int, x: Tensor) -> tuple[Tensor, ...]:
