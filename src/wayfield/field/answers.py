@@ -107,7 +107,12 @@ class Answers:
             self.keep(*call.wants[0], pair)
             return
         for i, x0 in enumerate(pair.x0.split_with_sizes(sizes)):
-            self.keep(*call.wants[i], Prediction(x0, lambda i=i: pair.eps.split_with_sizes(sizes)[i], pair.tied))
+            query, rows = call.wants[i]
+            pred = Prediction(x0, lambda i=i: pair.eps.split_with_sizes(sizes)[i], pair.tied)
+            if rows is None:
+                self.full[query] = pred
+            else:
+                self.keep(query, rows, pred)
 
     def _pulled(self, call: Call) -> None:
         pair = with_graph(lambda: call.denoise(self.leaf(), self.levels))

@@ -79,15 +79,15 @@ class Call(NamedTuple):
 
     def denoise(self, x: Tensor, levels: Mapping[str, Level]) -> Prediction:
         """The answers of all branches at points x (B, *D). levels: by network."""
-        return self.denoiser.denoise(self.spread(x), self._level(levels), self.cond)
+        level = levels[self.net]
+        level = level.map(self.spread) if level.alpha.ndim else level
+        return self.denoiser.denoise(self.spread(x), level, self.cond)
 
     def clean(self, x: Tensor, levels: Mapping[str, Level]) -> Tensor:
         """Only the x0 of `denoise`."""
-        return self.denoiser.clean(self.spread(x), self._level(levels), self.cond)
-
-    def _level(self, levels: Mapping[str, Level]) -> Level:
         level = levels[self.net]
-        return level.map(self.spread) if level.alpha.ndim else level
+        level = level.map(self.spread) if level.alpha.ndim else level
+        return self.denoiser.clean(self.spread(x), level, self.cond)
 
 
 @final

@@ -17,7 +17,7 @@ from wayfield.core.shapes import expand
 from wayfield.field.binding import Call, Query
 from wayfield.field.denoiser import Level
 
-__all__ = ["Mixture", "at_point"]
+__all__ = ["Mixture", "along", "at_point"]
 
 
 class Mixture(NamedTuple):
@@ -46,10 +46,17 @@ class Mixture(NamedTuple):
             x0 = call.clean(x, levels)
             answers += (x0,) if len(call.sizes) == 1 else x0.split_with_sizes(call.sizes)
         base = out = answers[self.origin]
-        for k, weight in self.others:
-            out = torch.add(out, answers[k] - base, alpha=weight)  # to the bit what terms do one by one
+        for k, weight in self.others:  # to the bit what a term does alone
+            out = along(out, base, answers[k], weight)
         level = levels["main"]
         return at_point(out, x, level if not level.alpha.ndim else level.map(lambda c: expand(c, x)))
+
+
+def along(x0: Tensor, base: Tensor, other: Tensor, weight: float) -> Tensor:
+    """x0 + weight * (other - base); one operation where x0 is the base itself."""
+    if x0 is base:
+        return torch.lerp(base, other, weight)
+    return torch.add(x0, other - base, alpha=weight)
 
 
 def at_point(x0: Tensor, x: Tensor, level: Level) -> Prediction:

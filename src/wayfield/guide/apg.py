@@ -129,7 +129,8 @@ class APG(Shaper):
 
     def shape(self, ask: Ask, push: Tensor, step: Step, state: State) -> tuple[Tensor, State]:
         """See `Shaper.shape`."""
-        dims, half = _dims(self.axes, push.ndim), push.dtype in _HALF
+        dims = tuple(range(1, push.ndim)) if self.axes is None else _dims(self.axes, push.ndim)
+        half = push.dtype in _HALF
         c, d = (ask.base.float(), push.float()) if half else (ask.base, push)
         if self.remembers:
             d = torch.add(d, state[0], alpha=self.beta)
@@ -220,8 +221,8 @@ def _share(d: Tensor, on: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def _clipped(d: Tensor, r: float, dims: tuple[int, ...]) -> Tensor:
     length = torch.linalg.vector_norm(d, dim=dims, keepdim=True, dtype=torch.float32 if d.dtype in _HALF else None)
-    factor = r / length.clamp(min=r)
-    return d * (factor if factor.dtype == d.dtype else factor.to(d.dtype))
+    out = d / (length * (1 / r)).clamp_min(1)
+    return out if out.dtype == d.dtype else out.to(d.dtype)
 
 
 def _dims(axes: Axes, ndim: int) -> tuple[int, ...]:

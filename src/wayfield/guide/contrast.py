@@ -21,12 +21,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from wayfield.core.errors import DTypeError
 from wayfield.field.ask import Ask
 from wayfield.field.binding import COND, NULL, Query
+from wayfield.field.mixture import along
 from wayfield.guide.roles import State, Step
 from wayfield.guide.terms import Direction, Factor, Pushed, TermPlan, check_factor
 
@@ -72,7 +72,7 @@ class Contrast(Direction):
         if isinstance(gain, tuple):
             return super().onto(x0, ask, step, state, plan)
         plus, minus = ask(self.plus, self.minus)
-        return torch.add(x0, plus.x0 - minus.x0, alpha=gain), state
+        return along(x0, plus.x0, minus.x0, -gain), state
 
 
 @final

@@ -32,7 +32,7 @@ from wayfield.guide.planner import MODES, Mode, Planner
 from wayfield.guide.roles import Gate, Part, Source, State, Step
 from wayfield.guide.terms import Term, TermPlan, check_part
 
-__all__ = ["ANYWHERE", "PLAIN", "At", "Guidance", "Guided", "Steering", "guidance_of"]
+__all__ = ["ANYWHERE", "PLAIN", "At", "Guidance", "Steering", "guidance_of"]
 
 
 ANYWHERE = Step(0, 1, 0, math.nan, True)
@@ -44,15 +44,6 @@ class At(NamedTuple):
 
     levels: Mapping[str, Level]
     landing: Landing | None = None
-
-
-class Guided(NamedTuple):
-    """A guided answer, the next state, and what both cost."""
-
-    pred: Prediction
-    state: State
-    calls: int
-    rows: int
 
 
 class Steering(NamedTuple):
@@ -138,7 +129,7 @@ class Guidance:
         """
         return len({q._replace(grad=False) for q in self.queries}) + len(self.extra)
 
-    @property
+    @cached_property
     def extra(self) -> tuple[str, ...]:
         """Networks that are asked with conditions made on the way, once for each such row of a sample."""
         return tuple(net for p in self.parts if not getattr(p, "neutral", False) for net in p.extra)
@@ -206,14 +197,16 @@ class Guidance:
         own = [] if self.term is None else list(self.term.remembered(state[0]))
         return [*own, *zip(self.sources, state[1:], strict=True)]
 
-    def __call__(self, binding: Binding, x: Tensor, at: At, step: Step, state: State, plan: Steering) -> Guided:
-        """The guided pair at points x (B, *D), the next state, and what it cost."""
+    def __call__(
+        self, binding: Binding, x: Tensor, at: At, step: Step, state: State, plan: Steering
+    ) -> tuple[Prediction, State, int, int]:
+        """The guided pair at points x (B, *D), the next state, and what they cost: network calls, and rows in them."""
         mixture = plan.mixture
         if mixture is not None:
-            return Guided(mixture(x, at.levels), state, len(mixture.calls), mixture.rows)
+            return mixture(x, at.levels), state, len(mixture.calls), mixture.rows
         ask = Ask(binding, x, at.levels, self.base, at.landing)
         pred, state = self._guided(ask, step, state, plan)
-        return Guided(pred, state, ask.answers.calls, ask.answers.rows)
+        return pred, state, ask.answers.calls, ask.answers.rows
 
     def _guided(self, ask: Ask, step: Step, state: State, plan: Steering) -> tuple[Prediction, State]:
         root, answering, _, calls = plan

@@ -25,7 +25,7 @@ from wayfield.field.ask import Ask
 from wayfield.field.binding import COND
 from wayfield.field.denoiser import Level
 
-__all__ = ["check_judge", "factor_of", "flat", "judge_name", "labels_of", "logits_of"]
+__all__ = ["check_device", "check_judge", "factor_of", "flat", "judge_name", "labels_of", "logits_of"]
 
 
 def check_judge(what: str, judge: Any) -> None:
@@ -36,6 +36,14 @@ def check_judge(what: str, judge: Any) -> None:
     if isinstance(judge, nn.Module) and judge.training:
         remedy = f"Call {what}.eval() first: dropout and batch norm would mix the samples of a batch."
         raise UnsupportedError(what, got="training mode", expected="evaluation mode", remedy=remedy)
+
+
+def check_device(what: str, judge: Any, x: Tensor) -> None:
+    """Refuse a module whose weights are not where the points are (DeviceError)."""
+    weight = next(judge.parameters(), None) if isinstance(judge, nn.Module) else None
+    if weight is not None and weight.device != x.device:
+        remedy = f"Move it with .to({str(x.device)!r})."
+        raise DeviceError(what, got=weight.device, expected=f"{x.device}, like the points", remedy=remedy)
 
 
 def judge_name(judge: Any) -> str:
@@ -74,6 +82,7 @@ def labels_of(ask: Ask, field: str, classes: int, who: str = "classifier guidanc
 
 def logits_of(ask: Ask, judge: Callable[..., Tensor], *seen: Any, what: str = "classifier") -> Tensor:
     """What a classifier says of this view's points, (b, K). Raises ShapeError, or DeviceError for another device."""
+    check_device(what, judge, ask.x)
     logits, rows = judge(*seen), len(ask.x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows or logits.shape[1] < 2:
         raise ShapeError(

@@ -234,9 +234,9 @@ def _adaptive(binding: Binding, solver: Adaptive, guidance: Guidance, grid: Grid
         some = binding if len(rows) == binding.batch else binding.take(rows)
         levels = {name: d.level(t, path=grid.path, dtype=x.dtype, device=x.device) for name, d in binding.nets.items()}
         plan = guidance.anywhere(some, x, "an adaptive solver")
-        out = guidance(some, x, At(levels), ANYWHERE, guidance.init(x, 1), plan)
-        total = total.plus(Counts(out.calls, out.rows, len(x) * guidance.branches - out.rows))
-        return out.pred
+        pred, _, calls, rows_in = guidance(some, x, At(levels), ANYWHERE, guidance.init(x, 1), plan)
+        total = total.plus(Counts(calls, rows_in, len(x) * guidance.branches - rows_in))
+        return pred
 
     x, steps = solver.run(evaluate, x, grid)
     if not _finite(x):

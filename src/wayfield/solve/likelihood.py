@@ -129,8 +129,8 @@ def _slope(
         x = alpha * y
         levels = {n: d.level(t, path=grid.path, dtype=y.dtype, device=y.device) for n, d in binding.nets.items()}
         plan = guidance.anywhere(binding, x, "log_likelihood")
-        guided = guidance(binding, x, At(levels), ANYWHERE, guidance.init(x, 1), plan)
-        out = math.exp(tau) * guided.pred.eps
+        pred, *_ = guidance(binding, x, At(levels), ANYWHERE, guidance.init(x, 1), plan)
+        out = math.exp(tau) * pred.eps
         total = torch.zeros(len(y), dtype=y.dtype, device=y.device)
         for v in vectors:
             (g,) = torch.autograd.grad(out, y, v, retain_graph=True)
