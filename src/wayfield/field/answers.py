@@ -47,7 +47,7 @@ class Answers:
         """Make network calls of things not known yet."""
         for call in calls:
             self.calls += 1
-            self.rows += sum(call.sizes)
+            self.rows += call.total
             if call.wants[0][0].grad:
                 self._pulled(call)
             else:
@@ -106,9 +106,9 @@ class Answers:
         if len(sizes) == 1:
             self.keep(*call.wants[0], pair)
             return
-        for i, x0 in enumerate(pair.x0.split_with_sizes(sizes)):
-            query, rows = call.wants[i]
-            pred = Prediction(x0, lambda i=i: pair.eps.split_with_sizes(sizes)[i], pair.tied)
+        for k, x0 in enumerate(pair.x0.split_with_sizes(sizes)):
+            query, rows = call.wants[k]
+            pred = Prediction(x0, lambda k=k: pair.eps.split_with_sizes(sizes)[k], pair.tied)
             if rows is None:
                 self.full[query] = pred
             else:

@@ -32,6 +32,9 @@ from wayfield.field.rows import Rows
 __all__ = ["Ask"]
 
 
+_SAME: Mapping[str, str] = {}
+
+
 @final
 class Ask:
     """Questions about the points x (b, *D) at one noise level. Callable with queries; returns one `Prediction` each.
@@ -54,7 +57,7 @@ class Ask:
     ) -> None:
         self.origin = origin
         self.rows: Rows | None = None
-        self._nets: Mapping[str, str] = {}
+        self._nets = _SAME
         self.answers = Answers(binding, x, levels, landing) if _of is None else _of.answers
         self._own: dict[Query, Prediction] = self.answers.full if _of is None else {}
         self._x: Tensor | None = x if _of is None else None

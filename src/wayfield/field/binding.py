@@ -60,8 +60,8 @@ class Counts(NamedTuple):
 class Call(NamedTuple):
     """One network call: several branches of one network, concatenated.
 
-    wants: the branches / cond: of all rows / sizes: rows of each branch / rows: which rows of the batch are in the
-    call, (sum of sizes,); None if every branch is whole.
+    wants: the branches / cond: of all rows / sizes: rows of each branch / total: their sum / rows: which rows of the
+    batch are in the call, (total,); None if every branch is whole.
     """
 
     net: str
@@ -69,6 +69,7 @@ class Call(NamedTuple):
     wants: tuple[Want, ...]
     cond: Cond
     sizes: list[int]
+    total: int
     rows: Tensor | None
 
     def spread(self, x: Tensor) -> Tensor:
@@ -80,13 +81,15 @@ class Call(NamedTuple):
     def denoise(self, x: Tensor, levels: Mapping[str, Level]) -> Prediction:
         """The answers of all branches at points x (B, *D). levels: by network."""
         level = levels[self.net]
-        level = level.map(self.spread) if level.alpha.ndim else level
+        if level.alpha.ndim:
+            level = level.map(self.spread)
         return self.denoiser.denoise(self.spread(x), level, self.cond)
 
     def clean(self, x: Tensor, levels: Mapping[str, Level]) -> Tensor:
         """Only the x0 of `denoise`."""
         level = levels[self.net]
-        level = level.map(self.spread) if level.alpha.ndim else level
+        if level.alpha.ndim:
+            level = level.map(self.spread)
         return self.denoiser.clean(self.spread(x), level, self.cond)
 
 
@@ -170,7 +173,8 @@ class Binding:
         if any(rows is not None for _, rows in wants):
             everything = torch.arange(self.batch, device=x.device)
             index = torch.cat([everything if rows is None else rows.tensor for _, rows in wants])
-        return Call(net, self.nets[net], tuple(wants), concat(conds), [self._size(w) for w in wants], index)
+        sizes = [self._size(w) for w in wants]
+        return Call(net, self.nets[net], tuple(wants), concat(conds), sizes, sum(sizes), index)
 
 
 def renamed(nets: Mapping[str, str], further: Mapping[str, str] | None) -> Mapping[str, str]:

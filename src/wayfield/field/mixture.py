@@ -36,7 +36,7 @@ class Mixture(NamedTuple):
     def of(calls: tuple[Call, ...], origin: Query, weights: Mapping[Query, float]) -> Mixture:
         """From the weights of the answers other than the origin's."""
         places = {query: k for k, query in enumerate(query for call in calls for query, _ in call.wants)}
-        rows = sum(sum(call.sizes) for call in calls)
+        rows = sum(call.total for call in calls)
         return Mixture(calls, rows, places[origin], tuple((places[q], w) for q, w in weights.items()))
 
     def __call__(self, x: Tensor, levels: Mapping[str, Level]) -> Prediction:

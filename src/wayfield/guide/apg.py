@@ -216,7 +216,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _share(d: Tensor, on: Tensor, dims: tuple[int, ...]) -> Tensor:
     """<d, on> / <on, on>; 0 where `on` is 0."""
-    return (d * on).sum(dims, True) / (on * on).sum(dims, True).clamp(min=torch.finfo(d.dtype).tiny)
+    return (d * on).sum(dims, True) / (on * on).sum(dims, True).clamp_min(torch.finfo(d.dtype).tiny)
 
 
 def _clipped(d: Tensor, r: float, dims: tuple[int, ...]) -> Tensor:

@@ -35,6 +35,7 @@ from wayfield.guide.terms import Term, TermPlan, check_part
 __all__ = ["ANYWHERE", "PLAIN", "At", "Guidance", "Steering", "guidance_of"]
 
 
+_ALONE = "_alone"
 ANYWHERE = Step(0, 1, 0, math.nan, True)
 """The place of an evaluation outside of a grid."""
 
@@ -276,7 +277,11 @@ def guidance_of(given: Guidance | Term | None) -> Guidance:
     if not isinstance(given, Term):
         remedy = "Pass e.g. CFG(3), a sum of terms, or Guidance(...)."
         raise DTypeError("guidance", got=type(given).__name__, expected="a term or a Guidance", remedy=remedy)
-    return Guidance(given)
+    known = given.__dict__.get(_ALONE)
+    if known is None:  # kept with the term: what follows from it alone need not be found again by every run
+        known = Guidance(given)
+        object.__setattr__(given, _ALONE, known)
+    return known
 
 
 def _answering(p: Planner, source: Source, step: Step, state: State) -> _Answering:
