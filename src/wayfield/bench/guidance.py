@@ -38,7 +38,7 @@ from wayfield.solve import DDIM
 __all__ = ["run"]
 
 DIM, STEPS, BATCHES = 64, 50, (1, 4, 16)
-SLOW_STEPS, SLOW_DEPTH = 10, 32
+SLOW_STEPS, SLOW_DEPTH = 30, 32
 W, WEAK_W, THIRD, LOW, HIGH = 3.0, 1.5, 0.5, -4.0, 4.0
 R, BETA = 0.4, -0.5
 TABLE = tabulated("linear")  # one for all cases, as a user has one: equal tables are compared number by number
@@ -54,7 +54,7 @@ def run(quick: bool) -> list[Row]:
             out += compete(contest, 8 if quick else 60)
     for batch in BATCHES:
         for contest in _slow(batch, 2 if quick else SLOW_STEPS):
-            out += compete(contest, 2 if quick else 15, warmups=1)
+            out += compete(contest, 2 if quick else 9, warmups=1)
     for batch in BATCHES:
         out += compete(_batching(batch, 2 if quick else SLOW_STEPS), 3 if quick else 25, warmups=1)
     return out

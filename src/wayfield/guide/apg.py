@@ -54,6 +54,8 @@ Axes = tuple[int, ...] | None
 VARIANTS = ("paper", "uncond_base", "plus_one")
 UNITS = ("l2", "rms")
 _HALF = (torch.float16, torch.bfloat16)
+_TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
+_Dims = int | tuple[int, ...]
 
 
 def project(d: Tensor, on: Tensor, axes: Axes = None) -> tuple[Tensor, Tensor]:
@@ -75,7 +77,7 @@ def clip_norm(d: Tensor, r: float | None, axes: Axes = None) -> Tensor:
     `project`. Raises RangeError, or ShapeError for axes that d does not have.
     """
     _check_clip(r)
-    return _clipped(d, r, _dims(axes, d.ndim)) if r else d
+    return _clipped(d.to(_wide(d.dtype)), r, _dims(axes, d.ndim)).to(d.dtype) if r else d
 
 
 @final
@@ -129,14 +131,13 @@ class APG(Shaper):
 
     def shape(self, ask: Ask, push: Tensor, step: Step, state: State) -> tuple[Tensor, State]:
         """See `Shaper.shape`."""
-        dims = tuple(range(1, push.ndim)) if self.axes is None else _dims(self.axes, push.ndim)
-        half = push.dtype in _HALF
-        c, d = (ask.base.float(), push.float()) if half else (ask.base, push)
+        dims, half = _dims(self.axes, push.ndim), push.dtype in _HALF
+        c, d, r = (ask.base.float(), push.float(), self.r) if half else (ask.base, push, self.r)
         if self.remembers:
             d = torch.add(d, state[0], alpha=self.beta)
             state = (d,)
-        if self.r:
-            d = _clipped(d, self.r * _count(d, dims) ** 0.5 if self.unit == "rms" else self.r, dims)
+        if r:
+            d = _clipped(d, r if self.unit == "l2" else r * _count(d, dims) ** 0.5, dims)
         if self.eta != 1:
             d = torch.addcmul(d, _share(d, c, dims), c, value=self.eta - 1)
         return (d.to(push.dtype) if half else d), state
@@ -214,21 +215,19 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
-def _share(d: Tensor, on: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _share(d: Tensor, on: Tensor, dims: _Dims) -> Tensor:
     """<d, on> / <on, on>; 0 where `on` is 0."""
-    return (d * on).sum(dims, True) / (on * on).sum(dims, True).clamp_min(torch.finfo(d.dtype).tiny)
+    return (d * on).sum(dims, True) / (on * on).sum(dims, True).clamp_min(_TINY[d.dtype])
 
 
-def _clipped(d: Tensor, r: float, dims: tuple[int, ...]) -> Tensor:
-    length = torch.linalg.vector_norm(d, dim=dims, keepdim=True, dtype=torch.float32 if d.dtype in _HALF else None)
-    out = d / (length * (1 / r)).clamp_min(1)
-    return out if out.dtype == d.dtype else out.to(d.dtype)
+def _clipped(d: Tensor, r: float, dims: _Dims) -> Tensor:
+    return d / (torch.linalg.vector_norm(d, 2, dims, True) * (1 / r)).clamp_min(1)
 
 
-def _dims(axes: Axes, ndim: int) -> tuple[int, ...]:
+def _dims(axes: Axes, ndim: int) -> _Dims:
     """The dimensions that are summed over, checked, counted from the front."""
     if axes is None:
-        return tuple(range(1, ndim))
+        return 1 if ndim == 2 else tuple(range(1, ndim))  # a single number is faster than a tuple of one
     _check_axes(axes)
     dims = tuple(a % ndim if -ndim <= a < ndim else 0 for a in axes)
     if 0 in dims or len(set(dims)) < len(dims):
@@ -239,9 +238,9 @@ def _dims(axes: Axes, ndim: int) -> tuple[int, ...]:
     return dims
 
 
-def _count(x: Tensor, dims: tuple[int, ...]) -> int:
+def _count(x: Tensor, dims: _Dims) -> int:
     n = 1
-    for dim in dims:
+    for dim in (dims,) if isinstance(dims, int) else dims:
         n *= x.shape[dim]
     return n
 
