@@ -83,6 +83,41 @@ METHODS: Mapping[str, Method] = {
             "wayfield.guide.adaptive",
             "wayfield.recipes.adaptive_guidance:run",
         ),
+        Method(
+            "elucd",
+            "EluCD: off-the-shelf classifiers as guides",
+            "Ma, Hu, Wang, Sun 2023, arXiv 2310.11311",
+            "wayfield.guide.elucd",
+            "wayfield.recipes.elucd:run",
+        ),
+        Method(
+            "gfcg",
+            "GFCG: away from the class a sample is confused with",
+            "Shenoy, Pan, Balakrishnan et al. 2024, arXiv 2411.15393",
+            "wayfield.guide.gfcg",
+            "wayfield.recipes.gfcg:run",
+        ),
+        Method(
+            "ppap",
+            "PPAP: noise-aware experts of any clean network",
+            "Go, Lee, Kim et al. 2022, arXiv 2212.05973",
+            "wayfield.guide.ppap",
+            "wayfield.recipes.ppap:run",
+        ),
+        Method(
+            "dynamic-cfg",
+            "Dynamic CFG: each sample's scale at each step, by online feedback",
+            "Papalampidi, Wiles, Ktena et al. 2025, arXiv 2509.16131",
+            "wayfield.guide.dynamic",
+            "wayfield.recipes.dynamic_cfg:run",
+        ),
+        Method(
+            "rlg",
+            "RLG: a dial between a model and its fine-tuned copy",
+            "Jin et al. 2025, arXiv 2508.21016",
+            "wayfield.guide.rlg",
+            "wayfield.recipes.rlg:run",
+        ),
     )
 }
 """The methods of this package, by name."""

@@ -273,3 +273,13 @@ def test_gradients_through_a_whole_run(mixture):
     h = 1e-6
     up, down = (run(mixture, CFG(2.5 + e)).x.square().sum() for e in (h, -h))
     close(g, (up - down) / (2 * h), 1e-6)
+
+
+def test_scales_of_each_sample_stay_with_it_where_samples_end_on_their_own(mixture):
+    scales = (1.5, 4.0, 0.5, 2.0, 3.0)
+    solver = Adaptive(rtol=1e-4, atol=1e-4)
+    together = run(mixture, CFG(scales), solver=solver).x
+    for k, w in enumerate(scales):
+        options = {"cond": {"label": LABELS[k]}, "guidance": CFG(w), "solver": solver, "dtype": torch.float64}
+        alone = sample(mixture(VP(), d=3), GRID, samples=[k], seed=3, **options).x
+        torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-8, atol=1e-8)

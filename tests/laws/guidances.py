@@ -3,23 +3,29 @@ vary."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wayfield.field.binding import COND, NULL, Query
-from wayfield.field.denoiser import Level
+from wayfield.field.denoiser import Landing, Level
 from wayfield.guide import CFG, Auto, Away, Guidance
 from wayfield.guide.adaptive import AG
-from wayfield.guide.apg import apg
+from wayfield.guide.apg import APG, apg
 from wayfield.guide.classifier import ClassifierGuidance
+from wayfield.guide.dynamic import Greedy, dynamic_cfg
+from wayfield.guide.elucd import EluCD, Nudge
 from wayfield.guide.energy import Energy
 from wayfield.guide.gates import Interval, Schedule, Stage, Steps
+from wayfield.guide.gfcg import GFCG
 from wayfield.guide.hold import Hold
 from wayfield.guide.linear import LinearAG, alternating
 from wayfield.guide.policy import policy
+from wayfield.guide.ppap import JudgeGuidance
 from wayfield.guide.rescale import Rescale
+from wayfield.guide.rlg import RLG, rlg
 from wayfield.guide.terms import Term
 
 STEPS = 8
@@ -43,6 +49,16 @@ def energy(x0: Tensor) -> Tensor:
 def logits(x0: Tensor) -> Tensor:
     """A classifier of clean data."""
     return torch.stack([-(x0 + 1).square().sum(1), -(x0 - 1).square().sum(1)], 1)
+
+
+def three(x0: Tensor) -> Tensor:
+    """A classifier of three classes, the last of which means "none"."""
+    return torch.cat([logits(x0), -x0.square().sum(1, keepdim=True)], 1)
+
+
+def near(x: Tensor, level: Landing, cond: Mapping[str, Tensor]) -> Tensor:
+    """An evaluator of landings: how near they are to what the label wants."""
+    return -(x - level.alpha * (2.0 * cond["label"][:, None] - 1)).square().sum(1)
 
 
 def noisy(x: Tensor, level: Level) -> Tensor:
@@ -82,8 +98,22 @@ CASES = {
     "extrapolate": Case(Guidance(CFG(3.0), sources=(Hold(HALF, 1),)), 2, 8),
     "linear": Case(Guidance(CFG(3.0), sources=(LinearAG.hold(alternating(STEPS)),)), 2, 8),
     "policy": Case(policy((3.0, 0.0, 1.0, 2.0) * (STEPS // 4)), 2, 8, policy((1.0,) * STEPS)),
+    "elucd": Case(CFG(2.0) + EluCD(logits, 0.3), 2, 8, EluCD(logits, 0.0)),
+    "nudge": Case(Nudge(logits, 0.05), 1, 8, Nudge(logits, 0.0)),
+    "gfcg": Case(GFCG(logits, 4.0), 2, 16, GFCG(logits, 1.0)),
+    "gfcg on cfg": Case(CFG(2.0) + GFCG(noisy, 4.0, on="noisy", confusion="ratio"), 3, 16),
+    "gfcg mix": Case(GFCG(three, 4.0, reference="mix", classes={"label": (0, 1, 2)}), 3, 24),
+    "gfcg swap": Case(GFCG(logits, confusion=0.5, combine="swap", w=2.0, other=Query("cond", "weak")), 2, 16),
+    "gfcg previous": Case(GFCG(logits, 4.0, on="previous").when(HALF), 2, 12),
+    "judge": Case(JudgeGuidance(noisy, "labels", "label", 0.5), 1, 8, JudgeGuidance(noisy, "labels", "label", 0.0)),
+    "judge normalised": Case(JudgeGuidance(noisy, "squares", ((1.0, -1.0),), 0.1, "sample"), 1, 8),
+    "dynamic": Case(dynamic_cfg({"near": near}), 2, 8, dynamic_cfg({"near": near}, (1.0,), 1.0)),
+    "dynamic apg": Case(Away().through(APG(beta=-0.5)).through(Greedy((("near", near),))).when(AG(0.97)), 2, 8),
+    "rlg": Case(rlg(1.6, "weak"), 2, 16, rlg(0.0, "weak")),
+    "rlg of cfg": Case(rlg(1.6, "weak", CFG(2.0), warmup=2), 4, 14),
+    "rlg term": Case(RLG(1.6, "weak").when(Interval(high=2.0)) + CFG(2.0), 3, 14),
 }
 """Every part of the library in at least one guidance."""
 
-FUNCTIONS: dict[str, Any] = {"energy": energy, "logits": logits, "noisy": noisy}
+FUNCTIONS: dict[str, Any] = {"energy": energy, "logits": logits, "near": near, "noisy": noisy, "three": three}
 """Functions that guidances hold, by the names under which they are kept."""

@@ -145,10 +145,10 @@ class Binding:
 
     def column(self, values: tuple[float, ...], x: Tensor) -> Tensor:
         """One number for each sample of the batch, (B,), in the type of x. Raises ShapeError for another number."""
-        if len(values) != self.batch:
-            remedy = "Give one number for each sample of the run, or a single one for all."
-            raise ShapeError("numbers per sample", got=len(values), expected=self.batch, remedy=remedy)
-        if values not in self._columns:
+        if values not in self._columns:  # some rows of a run know those of all
+            if len(values) != self.batch:
+                remedy = "Give one number for each sample of the run, or a single one for all."
+                raise ShapeError("numbers per sample", got=len(values), expected=self.batch, remedy=remedy)
             self._columns[values] = torch.tensor(values, dtype=x.dtype, device=x.device)
         return self._columns[values]
 

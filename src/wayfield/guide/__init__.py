@@ -6,14 +6,19 @@ from wayfield.guide.apg import APG, apg, apg_preset
 from wayfield.guide.classifier import ClassifierGuidance
 from wayfield.guide.compose import compose
 from wayfield.guide.contrast import CFG, Auto, Away
+from wayfield.guide.dynamic import Greedy, dynamic_cfg
+from wayfield.guide.elucd import EluCD, Nudge, elucd
 from wayfield.guide.energy import Energy
 from wayfield.guide.expression import parse_guidance
 from wayfield.guide.gates import Interval, Schedule, Stage, Steps
+from wayfield.guide.gfcg import GFCG
 from wayfield.guide.guidance import PLAIN, Guidance
 from wayfield.guide.hold import Hold
 from wayfield.guide.linear import LinearAG
 from wayfield.guide.policy import policy
+from wayfield.guide.ppap import JudgeGuidance
 from wayfield.guide.rescale import Rescale
+from wayfield.guide.rlg import RLG, rlg
 
 __all__ = [
     "AG",
@@ -40,4 +45,13 @@ __all__ = [
     "compose",
     "parse_guidance",
     "policy",
+    "Greedy",
+    "dynamic_cfg",
+    "EluCD",
+    "Nudge",
+    "elucd",
+    "GFCG",
+    "JudgeGuidance",
+    "RLG",
+    "rlg",
 ]

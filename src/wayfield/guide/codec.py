@@ -44,6 +44,12 @@ PARTS: Mapping[str, str] = {
     "Hold": "wayfield.guide.hold",
     "LinearAG": "wayfield.guide.linear",
     "Instead": "wayfield.guide.policy",
+    "EluCD": "wayfield.guide.elucd",
+    "Nudge": "wayfield.guide.elucd",
+    "GFCG": "wayfield.guide.gfcg",
+    "JudgeGuidance": "wayfield.guide.ppap",
+    "Greedy": "wayfield.guide.dynamic",
+    "RLG": "wayfield.guide.rlg",
 }
 """Every part that a file may name, and its module."""
 

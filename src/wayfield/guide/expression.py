@@ -23,6 +23,7 @@ SHORTHANDS: Mapping[str, str] = {
     "apg": "wayfield.guide.apg",
     "apg_preset": "wayfield.guide.apg",
     "policy": "wayfield.guide.policy",
+    "rlg": "wayfield.guide.rlg",
 }
 """Functions that build expressions, and their modules."""
 

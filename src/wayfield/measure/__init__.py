@@ -4,6 +4,7 @@ Everything takes plain tensors and returns plain numbers. A distance is named af
 ("pixel FD"); it is never called FID, and distances in different features are never compared.
 """
 
+from wayfield.measure.agreement import class_precision
 from wayfield.measure.classify import InceptionScore, accuracy, c2st, ece, inception_score, sliced_wasserstein
 from wayfield.measure.colour import contrast, overshoot, saturation
 from wayfield.measure.frechet import FrechetFit, Moments, SmallSampleWarning, frechet_distance, frechet_infinity
@@ -20,6 +21,7 @@ __all__ = [
     "accuracy",
     "c2st",
     "contrast",
+    "class_precision",
     "ece",
     "frechet_distance",
     "frechet_infinity",
