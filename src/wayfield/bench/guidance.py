@@ -38,7 +38,7 @@ from wayfield.solve import DDIM
 __all__ = ["run"]
 
 DIM, STEPS, BATCHES = 64, 50, (1, 4, 16)
-SLOW_STEPS, SLOW_DEPTH = 30, 32
+SLOW_STEPS, SLOW_DEPTH = 25, 32
 W, WEAK_W, THIRD, LOW, HIGH = 3.0, 1.5, 0.5, -4.0, 4.0
 R, BETA = 0.4, -0.5
 TABLE = tabulated("linear")  # one for all cases, as a user has one: equal tables are compared number by number

@@ -210,8 +210,9 @@ def _planning(run: Run, x: Tensor) -> Callable[[int, State], tuple[Steering, ...
         return lambda i, state: tuple([plan(step, state) for step in steps[i]])
     start, known = guidance.init(x, run.grid.steps), {}
     if not guidance.decides:
-        only = plan(steps[0][0], start)
-        return lambda i, state: (only,) * len(steps[i])
+        most = max(map(len, steps))
+        only = (plan(steps[0][0], start),) * most
+        return lambda i, state: only
     said = [[guidance.said(step) for step in each] for each in steps]
     for step, what in zip(itertools.chain.from_iterable(steps), itertools.chain.from_iterable(said), strict=True):
         if what not in known:
