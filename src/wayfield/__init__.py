@@ -52,15 +52,22 @@ if TYPE_CHECKING:
     from wayfield.field.batching import Batching as Batching
     from wayfield.field.cond import Field as Field, Schema as Schema
     from wayfield.field.denoiser import Denoiser as Denoiser
+    from wayfield.field.hf import from_diffusers as from_diffusers
+    from wayfield.field.hf_path import scheduler_grid as scheduler_grid, start_scale as start_scale
+    from wayfield.field.patch import install as install
     from wayfield.guide import (
         AG as AG,
         APG as APG,
         CFG as CFG,
         COND as COND,
         GFCG as GFCG,
+        NASA as NASA,
         NULL as NULL,
+        PAG as PAG,
         PLAIN as PLAIN,
         RLG as RLG,
+        SEG as SEG,
+        SLG as SLG,
         Auto as Auto,
         Away as Away,
         ClassifierGuidance as ClassifierGuidance,
@@ -72,10 +79,14 @@ if TYPE_CHECKING:
         Interval as Interval,
         JudgeGuidance as JudgeGuidance,
         LinearAG as LinearAG,
+        NegativeAttention as NegativeAttention,
         Nudge as Nudge,
+        PerturbedAttention as PerturbedAttention,
         Query as Query,
         Rescale as Rescale,
         Schedule as Schedule,
+        SkipLayers as SkipLayers,
+        SmoothedAttention as SmoothedAttention,
         Stage as Stage,
         Steps as Steps,
         apg as apg,
@@ -83,11 +94,13 @@ if TYPE_CHECKING:
         compose as compose,
         dynamic_cfg as dynamic_cfg,
         elucd as elucd,
+        negative as negative,
         parse_guidance as parse_guidance,
         policy as policy,
         rlg as rlg,
     )
     from wayfield.sampling import Checkpoint as Checkpoint, Result as Result, StepInfo as StepInfo, sample as sample
+    from wayfield.sampling.steer import Steered as Steered, steer as steer
     from wayfield.solve import (
         DDIM as DDIM,
         DPM2M as DPM2M,
@@ -119,6 +132,15 @@ _PUBLIC = {
     "wayfield.field.denoiser": ("Denoiser",),
     "wayfield.field.batching": ("Batching",),
     "wayfield.guide": (
+        "NASA",
+        "NegativeAttention",
+        "negative",
+        "PAG",
+        "PerturbedAttention",
+        "SEG",
+        "SmoothedAttention",
+        "SLG",
+        "SkipLayers",
         "AG",
         "APG",
         "CFG",
@@ -169,6 +191,10 @@ _PUBLIC = {
         "UniPC",
     ),
     "wayfield.solve.likelihood": ("bits_per_dim", "log_likelihood"),
+    "wayfield.field.hf": ("from_diffusers",),
+    "wayfield.field.hf_path": ("scheduler_grid", "start_scale"),
+    "wayfield.field.patch": ("install",),
+    "wayfield.sampling.steer": ("Steered", "steer"),
     "wayfield.sampling": ("Checkpoint", "Result", "StepInfo", "sample"),
     "wayfield.zoo": ("card", "load", "load_classifier"),
 }

@@ -22,10 +22,14 @@ from wayfield.guide.gates import Interval, Schedule, Stage, Steps
 from wayfield.guide.gfcg import GFCG
 from wayfield.guide.hold import Hold
 from wayfield.guide.linear import LinearAG, alternating
+from wayfield.guide.nasa import NASA
+from wayfield.guide.pag import PAG
 from wayfield.guide.policy import policy
 from wayfield.guide.ppap import JudgeGuidance
 from wayfield.guide.rescale import Rescale
 from wayfield.guide.rlg import RLG, rlg
+from wayfield.guide.seg import SEG
+from wayfield.guide.slg import SLG
 from wayfield.guide.terms import Term
 
 STEPS = 8
@@ -109,6 +113,10 @@ CASES = {
     "judge normalised": Case(JudgeGuidance(noisy, "squares", ((1.0, -1.0),), 0.1, "sample"), 1, 8),
     "dynamic": Case(dynamic_cfg({"near": near}), 2, 8, dynamic_cfg({"near": near}, (1.0,), 1.0)),
     "dynamic apg": Case(Away().through(APG(beta=-0.5)).through(Greedy((("near", near),))).when(AG(0.97)), 2, 8),
+    "pag": Case(CFG(2.0) + PAG(1.5, "negative"), 3, 8, PAG(0.0, "negative")),
+    "slg": Case(SLG(1.5, "negative").when(HALF), 2, 8, SLG(0.0, "negative")),
+    "seg per sample": Case(SEG((0.5, 1.0, 1.5, 2.0, 2.5), "negative"), 2, 8, SEG((0.0,) * 5, "negative")),
+    "nasa": Case(NASA(0.5, "negative"), 2, 8, NASA(0.0, "negative")),
     "rlg": Case(rlg(1.6, "weak"), 2, 16, rlg(0.0, "weak")),
     "rlg of cfg": Case(rlg(1.6, "weak", CFG(2.0), warmup=2), 4, 14),
     "rlg term": Case(RLG(1.6, "weak").when(Interval(high=2.0)) + CFG(2.0), 3, 14),

@@ -58,11 +58,12 @@ class Field:
 @dataclass(frozen=True)
 class Schema:
     """The conditions of a model. fields: by name / null: the value of each field that means "no condition", or None if
-    there is none.
+    there is none / optional: fields that may be left out, and what they then are.
     """
 
     fields: Mapping[str, Field] = field(default_factory=dict)
     null: Mapping[str, Any] | None = None
+    optional: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.null is not None and set(self.null) != set(self.fields):
@@ -85,10 +86,11 @@ class Schema:
         for name in cond:
             if name not in self.fields:
                 raise unknown_name("condition", name, self.fields or ("(this model takes none)",))
-        missing = sorted(set(self.fields) - set(cond))
+        missing = sorted(set(self.fields) - set(cond) - set(self.optional))
         if missing:
             raise ConditionError("condition", got=sorted(cond), expected=sorted(self.fields), remedy=f"Add {missing}.")
-        return {name: f.check(name, cond[name], batch, device) for name, f in self.fields.items()}
+        given = {**self.optional, **cond}
+        return {name: f.check(name, given[name], batch, device) for name, f in self.fields.items()}
 
     def bind_null(self, batch: int, device: torch.device | str) -> Cond:
         """The null condition for `batch` rows. Raises ConditionError if the model has none."""
@@ -99,7 +101,7 @@ class Schema:
                 "null condition",
                 got="a model without one",
                 expected="a model trained with label dropping",
-                remedy="Give a condition, use w = 1, or train with drop > 0.",
+                remedy="Give a condition, use w = 1, pass null= (diffusers models), or train with drop > 0.",
             )
         return {name: f.spread(self.null[name], batch, device) for name, f in self.fields.items()}
 

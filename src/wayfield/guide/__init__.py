@@ -15,12 +15,25 @@ from wayfield.guide.gfcg import GFCG
 from wayfield.guide.guidance import PLAIN, Guidance
 from wayfield.guide.hold import Hold
 from wayfield.guide.linear import LinearAG
+from wayfield.guide.nasa import NASA, NegativeAttention, negative
+from wayfield.guide.pag import PAG, PerturbedAttention
 from wayfield.guide.policy import policy
 from wayfield.guide.ppap import JudgeGuidance
 from wayfield.guide.rescale import Rescale
 from wayfield.guide.rlg import RLG, rlg
+from wayfield.guide.seg import SEG, SmoothedAttention
+from wayfield.guide.slg import SLG, SkipLayers
 
 __all__ = [
+    "NASA",
+    "NegativeAttention",
+    "negative",
+    "PAG",
+    "PerturbedAttention",
+    "SEG",
+    "SmoothedAttention",
+    "SLG",
+    "SkipLayers",
     "AG",
     "APG",
     "CFG",

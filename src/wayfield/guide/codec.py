@@ -50,6 +50,10 @@ PARTS: Mapping[str, str] = {
     "JudgeGuidance": "wayfield.guide.ppap",
     "Greedy": "wayfield.guide.dynamic",
     "RLG": "wayfield.guide.rlg",
+    "NASA": "wayfield.guide.nasa",
+    "PAG": "wayfield.guide.pag",
+    "SEG": "wayfield.guide.seg",
+    "SLG": "wayfield.guide.slg",
 }
 """Every part that a file may name, and its module."""
 
