@@ -117,11 +117,11 @@ class Ask:
     def __call__(self, *queries: Query) -> tuple[Prediction, ...]:
         """Answers in the order asked; only what is not yet known costs a network call."""
         own = self._own
-        for query in queries:
-            if query not in own:
-                self._find([q for q in queries if q not in own])
-                break
-        return tuple([own[q] for q in queries])
+        found = [own.get(q) for q in queries]
+        if None in found:
+            self._find([q for q in queries if q not in own])
+            found = [own[q] for q in queries]
+        return tuple(found)  # pyright: ignore[reportReturnType]
 
     def told(self, net: str, cond: Mapping[str, Tensor]) -> Prediction:
         """The answer of a network to a condition made at this point: counted, but neither checked nor shared.
@@ -167,7 +167,9 @@ class Ask:
 
     def point(self, x0: Tensor) -> Prediction:
         """The pair whose x0 is given and whose eps is the one this point then has; eps is computed when first used."""
-        return at_point(x0, self.x, self.level)
+        x = self._x if self._x is not None else self.x
+        level = self.answers.levels[self._nets.get("main", "main")]
+        return at_point(x0, x, self.level if level.alpha.ndim else level)
 
     def express(self, x0: Tensor, space: str) -> Tensor:
         """x0 in another space at this point: "x0", "eps", or "native", what the main network answers with."""

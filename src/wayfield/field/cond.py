@@ -27,6 +27,8 @@ class Field:
 
     def spread(self, x: Any, batch: int, device: torch.device | str) -> Tensor:
         """One value for all rows: (batch, *shape) on `device`."""
+        if not self.shape and isinstance(x, (int, float)):
+            return torch.full((batch,), x, dtype=getattr(torch, self.dtype), device=device)
         one = torch.as_tensor(x, dtype=getattr(torch, self.dtype), device=device)
         return one.reshape(self.shape).expand(batch, *self.shape)
 

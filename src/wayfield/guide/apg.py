@@ -78,7 +78,10 @@ def clip_norm(d: Tensor, r: float | None, axes: Axes = None) -> Tensor:
     `project`. Raises RangeError, or ShapeError for axes that d does not have.
     """
     _check_clip(r)
-    return _clipped(d.to(_wide(d.dtype)), 1 / r, _dims(axes, d.ndim)).to(d.dtype) if r else d
+    if not r:
+        return d
+    y = d.to(_wide(d.dtype))
+    return (y / (torch.linalg.vector_norm(y, 2, _dims(axes, d.ndim), True) / r).clamp_min(1)).to(d.dtype)
 
 
 @final
@@ -144,7 +147,8 @@ class APG(Shaper):
             d = torch.add(d, state[0], alpha=self.beta)
             state = (d,)
         if r:
-            d = _clipped(d, self._shrink if self.unit == "l2" else 1 / (r * _count(d, dims) ** 0.5), dims)
+            shrink = self._shrink if self.unit == "l2" else 1 / (r * _count(d, dims) ** 0.5)
+            d = d / (torch.linalg.vector_norm(d, 2, dims, True) * shrink).clamp_min(1)
         if self.eta != 1:
             d = torch.addcmul(d, _share(d, c, dims), c, value=self.eta - 1)
         return (d.to(push.dtype) if half else d), state
@@ -225,11 +229,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _share(d: Tensor, on: Tensor, dims: _Dims) -> Tensor:
     """<d, on> / <on, on>; 0 where `on` is 0."""
     return (d * on).sum(dims, True) / (on * on).sum(dims, True).clamp_min(_TINY[d.dtype])
-
-
-def _clipped(d: Tensor, shrink: Tensor | float, dims: _Dims) -> Tensor:
-    """d, shortened to the norm 1 / shrink where it is longer."""
-    return d / (torch.linalg.vector_norm(d, 2, dims, True) * shrink).clamp_min(1)
 
 
 def _dims(axes: Axes, ndim: int) -> _Dims:

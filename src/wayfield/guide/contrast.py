@@ -52,6 +52,10 @@ class Contrast(Direction):
 
     def push(self, ask: Ask, step: Step, state: State) -> Pushed:
         """See `Direction.push`."""
+        return self(ask, step, state, TermPlan())
+
+    def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
+        """See `Term`."""
         plus, minus = ask(self.plus, self.minus)
         gap, gain = plus.x0 - minus.x0, self.gain
         if gain == 1:

@@ -113,7 +113,7 @@ class Guidance:
         needs = (q for s in self.sources for q in s.needs)
         return tuple(dict.fromkeys((*self._wanted, *needs)))
 
-    @property
+    @cached_property
     def told(self) -> tuple[Query, ...]:
         """Those, and the queries whose conditions some part reads without asking them."""
         return *self.queries, *(q for part in self.parts for q in part.told)
@@ -123,7 +123,7 @@ class Guidance:
         """Every part of it, sources last."""
         return (*(() if self.term is None else self.term.parts()), *self.sources)
 
-    @property
+    @cached_property
     def branches(self) -> int:
         """Rows per sample and evaluation if every gate is open and no source answers; what is saved against it is
         reported as `skipped`.
@@ -205,18 +205,14 @@ class Guidance:
         mixture = plan.mixture
         if mixture is not None:
             return mixture(x, at.levels), state, len(mixture.calls), mixture.rows
-        ask = Ask(binding, x, at.levels, self.base, at.landing)
-        pred, state = self._guided(ask, step, state, plan)
-        return pred, state, ask.answers.calls, ask.answers.rows
-
-    def _guided(self, ask: Ask, step: Step, state: State, plan: Steering) -> tuple[Prediction, State]:
         root, answering, _, calls = plan
+        ask = Ask(binding, x, at.levels, self.base, at.landing)
+        answers, term = ask.answers, state[0]
         for each in calls:
-            ask.answers.run(each)
+            answers.run(each)
         for source, old, a in zip(self.sources, state[1:], answering, strict=True) if answering else ():
             if a.decision is not False and (a.rows is None or a.rows.index or a.mask is not None):
                 ask.supply(source.query, source.answer(ask, step, old, a.row), a.rows, a.mask)
-        term = state[0]
         if root is None:
             pred = ask(self.base)[0]
         else:
@@ -228,9 +224,10 @@ class Guidance:
         if self.noise is not None:
             pred = Prediction(pred.x0, ask(self.noise)[0].eps)
         if not answering:
-            return pred, (term,)
+            return pred, (term,), answers.calls, answers.rows
         pairs = zip(self.sources, state[1:], answering, strict=True)
-        return pred, (term, *(s.observe(ask, step, old, a.row, a.decision) for s, old, a in pairs))
+        new = (term, *[s.observe(ask, step, old, a.row, a.decision) for s, old, a in pairs])
+        return pred, new, answers.calls, answers.rows
 
     def _mixture(self, root: TermPlan | None, calls: tuple[tuple[Call, ...], ...]) -> Mixture | None:
         """The sum of answers that the guided x0 is, if it is one and nothing else is to be done."""

@@ -181,7 +181,7 @@ def _loop(
     branches = run.binding.batch * run.guidance.branches
     first, x, state, gstate, counts, trajectory = s
     calls, rows, skipped = counts
-    plan, each = _planning(run, x), run.tables
+    plan, each = _planning(run, x, gstate), run.tables
     todo = list(zip(range(n), each.rows, each.at, each.steps, each.plan.draws, strict=True))[first:]
     for i, row, at, steps, draws in track(todo, "sampling", on=progress):
         noise = _draws(run, i, x) if draws else ()
@@ -198,8 +198,8 @@ def _loop(
     return Result(x, Counts(calls, rows, skipped), n, torch.stack(trajectory) if record else None, gstate)
 
 
-def _planning(run: Run, x: Tensor) -> Callable[[int, State], tuple[Steering, ...]]:
-    """What guidance decides for the evaluations of step i, on the host, before them."""
+def _planning(run: Run, x: Tensor, start: State) -> Callable[[int, State], tuple[Steering, ...]]:
+    """What guidance decides for the evaluations of step i, on the host, before them. start: any state of the run."""
     guidance, steps = run.guidance, run.tables.steps
     planner = Planner(guidance.rows, guidance.base, x)
 
@@ -208,7 +208,7 @@ def _planning(run: Run, x: Tensor) -> Callable[[int, State], tuple[Steering, ...
 
     if not guidance.foreseen:
         return lambda i, state: tuple([plan(step, state) for step in steps[i]])
-    start, known = guidance.init(x, run.grid.steps), {}
+    known = {}
     if not guidance.decides:
         most = max(map(len, steps))
         only = (plan(steps[0][0], start),) * most
@@ -254,7 +254,7 @@ def _first_bad_step(run: Run, s: RunState, unit: Callable[..., Any]) -> int:
     """Make the failed run once more, now reading every step: a run that succeeds should not pay for the search."""
     fixed = (run.binding, run.solver, run.guidance)
     first, x, state, gstate, _, _ = s
-    plan = _planning(run, x)
+    plan = _planning(run, x, gstate)
     for i in range(first, run.grid.steps):
         noise = _draws(run, i, x)
         row, at, steps = run.tables.rows[i], run.tables.at[i], run.tables.steps[i]
