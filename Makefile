@@ -27,6 +27,7 @@ lint: $(call STAMP,test)
 bench: $(call STAMP,test)
 	$(BIN)/wayfield bench steps
 	$(BIN)/wayfield bench guidance
+	$(BIN)/wayfield bench diffusers
 
 docs: $(call STAMP,docs)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site

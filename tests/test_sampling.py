@@ -29,7 +29,7 @@ from wayfield.field.batching import Batching
 from wayfield.field.binding import Counts, Query
 from wayfield.field.cond import Field, Schema
 from wayfield.field.denoiser import Denoiser
-from wayfield.guide import CFG
+from wayfield.guide import CFG, COND, Away
 from wayfield.guide.terms import Direction
 from wayfield.sampling import Checkpoint, sample
 from wayfield.solve import (
@@ -457,3 +457,14 @@ def test_two_processes_give_the_one_process_samples(tmp_path):
     subprocess.run(launch, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     got = files.read(out)[0]["x"]
     torch.testing.assert_close(got, draw(solver=Ancestral()).x, rtol=1e-5, atol=1e-5)
+
+
+def test_many_guidances_are_compiled_in_one_process(mixture):
+    """Each is a graph of its own; the compiler's usual limit is eight."""
+    torch._dynamo.reset()
+    options = {"samples": 2, "cond": {"label": 1}, "dtype": torch.float64, "solver": DDIM()}
+    grid = G.uniform(VP(), 2, start=0.98, end=0.02)
+    for k in range(10):
+        guidance = CFG(2.0 + k) + 0.1 * k * Away(COND, of="null")
+        got = sample(mixture(VP(), d=k + 1), grid, guidance=guidance, compile="eager", **options).x
+        torch.testing.assert_close(got, sample(mixture(VP(), d=k + 1), grid, guidance=guidance, **options).x)

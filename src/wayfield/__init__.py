@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from wayfield.field.hf import from_diffusers as from_diffusers
     from wayfield.field.hf_path import scheduler_grid as scheduler_grid, start_scale as start_scale
     from wayfield.field.patch import install as install
+    from wayfield.fitting.shared import load_guidance as load_guidance, save_guidance as save_guidance
     from wayfield.guide import (
         AG as AG,
         APG as APG,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         SLG as SLG,
         Auto as Auto,
         Away as Away,
+        Bands as Bands,
         ClassifierGuidance as ClassifierGuidance,
         EluCD as EluCD,
         Energy as Energy,
@@ -79,8 +81,10 @@ if TYPE_CHECKING:
         Interval as Interval,
         JudgeGuidance as JudgeGuidance,
         LinearAG as LinearAG,
+        MagnitudeAware as MagnitudeAware,
         NegativeAttention as NegativeAttention,
         Nudge as Nudge,
+        OptimalScale as OptimalScale,
         PerturbedAttention as PerturbedAttention,
         Query as Query,
         Rescale as Rescale,
@@ -89,17 +93,26 @@ if TYPE_CHECKING:
         SmoothedAttention as SmoothedAttention,
         Stage as Stage,
         Steps as Steps,
+        Still as Still,
+        Tangential as Tangential,
+        Window as Window,
         apg as apg,
         apg_preset as apg_preset,
         compose as compose,
         dynamic_cfg as dynamic_cfg,
         elucd as elucd,
+        fdg as fdg,
+        handover as handover,
+        mambo as mambo,
         negative as negative,
         parse_guidance as parse_guidance,
         policy as policy,
         rlg as rlg,
+        tcfg as tcfg,
+        zero_star as zero_star,
     )
     from wayfield.sampling import Checkpoint as Checkpoint, Result as Result, StepInfo as StepInfo, sample as sample
+    from wayfield.sampling.guider import as_guider as as_guider
     from wayfield.sampling.steer import Steered as Steered, steer as steer
     from wayfield.solve import (
         DDIM as DDIM,
@@ -132,6 +145,17 @@ _PUBLIC = {
     "wayfield.field.denoiser": ("Denoiser",),
     "wayfield.field.batching": ("Batching",),
     "wayfield.guide": (
+        "Bands",
+        "fdg",
+        "handover",
+        "MagnitudeAware",
+        "mambo",
+        "Tangential",
+        "tcfg",
+        "Window",
+        "OptimalScale",
+        "Still",
+        "zero_star",
         "NASA",
         "NegativeAttention",
         "negative",
@@ -194,6 +218,8 @@ _PUBLIC = {
     "wayfield.field.hf": ("from_diffusers",),
     "wayfield.field.hf_path": ("scheduler_grid", "start_scale"),
     "wayfield.field.patch": ("install",),
+    "wayfield.fitting.shared": ("load_guidance", "save_guidance"),
+    "wayfield.sampling.guider": ("as_guider",),
     "wayfield.sampling.steer": ("Steered", "steer"),
     "wayfield.sampling": ("Checkpoint", "Result", "StepInfo", "sample"),
     "wayfield.zoo": ("card", "load", "load_classifier"),

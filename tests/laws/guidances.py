@@ -18,10 +18,13 @@ from wayfield.guide.classifier import ClassifierGuidance
 from wayfield.guide.dynamic import Greedy, dynamic_cfg
 from wayfield.guide.elucd import EluCD, Nudge
 from wayfield.guide.energy import Energy
+from wayfield.guide.frequency import fdg
 from wayfield.guide.gates import Interval, Schedule, Stage, Steps
 from wayfield.guide.gfcg import GFCG
+from wayfield.guide.handover import handover
 from wayfield.guide.hold import Hold
 from wayfield.guide.linear import LinearAG, alternating
+from wayfield.guide.magnitude import mambo
 from wayfield.guide.nasa import NASA
 from wayfield.guide.pag import PAG
 from wayfield.guide.policy import policy
@@ -30,7 +33,10 @@ from wayfield.guide.rescale import Rescale
 from wayfield.guide.rlg import RLG, rlg
 from wayfield.guide.seg import SEG
 from wayfield.guide.slg import SLG
+from wayfield.guide.tangential import tcfg
 from wayfield.guide.terms import Term
+from wayfield.guide.window import Window
+from wayfield.guide.zero_star import zero_star
 
 STEPS = 8
 
@@ -113,6 +119,15 @@ CASES = {
     "judge normalised": Case(JudgeGuidance(noisy, "squares", ((1.0, -1.0),), 0.1, "sample"), 1, 8),
     "dynamic": Case(dynamic_cfg({"near": near}), 2, 8, dynamic_cfg({"near": near}, (1.0,), 1.0)),
     "dynamic apg": Case(Away().through(APG(beta=-0.5)).through(Greedy((("near", near),))).when(AG(0.97)), 2, 8),
+    "zero star": Case(zero_star(3.0, 2), 2, 8, zero_star(1.0, 0)),
+    "zero star per sample": Case(
+        zero_star((1.0, 2.0, 3.0, 4.0, 5.0), 0.2, unit="share"), 2, 8, zero_star((1.0,) * 5, 0)
+    ),
+    "tcfg": Case(tcfg(4.0), 2, 8, tcfg(1.0)),
+    "tcfg in eps": Case(tcfg(3.0, space="eps").when(Window(0.1, 0.8, "share")), 2, 8, tcfg(3.0).when(Window(0, 0))),
+    "mambo": Case(mambo(6.0, 2.0), 2, 8, mambo(1.0)),
+    "fdg": Case(fdg((4.0, 2.0), axes=(-1,)), 2, 8, fdg((1.0, 1.0), axes=(-1,))),
+    "handover": Case(handover(CFG(2.0), apg(4.0, r=0.5, beta=-0.5), 3), 2, 8, handover(CFG(1.0), apg(1.0), 3)),
     "pag": Case(CFG(2.0) + PAG(1.5, "negative"), 3, 8, PAG(0.0, "negative")),
     "slg": Case(SLG(1.5, "negative").when(HALF), 2, 8, SLG(0.0, "negative")),
     "seg per sample": Case(SEG((0.5, 1.0, 1.5, 2.0, 2.5), "negative"), 2, 8, SEG((0.0,) * 5, "negative")),

@@ -34,6 +34,8 @@ SHARED = (
     "codec",
     "judged",
     "references",
+    "spaces",
+    "window",
 )  # what methods stand on
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
 

@@ -15,7 +15,11 @@ from wayfield.core.errors import unknown_name
 
 __all__ = ["SUITES", "OutputsDifferError", "Row", "run"]
 
-SUITES: Mapping[str, str] = {"guidance": "wayfield.bench.guidance:run", "steps": "wayfield.bench.steps:run"}
+SUITES: Mapping[str, str] = {
+    "diffusers": "wayfield.bench.pipelines:run",
+    "guidance": "wayfield.bench.guidance:run",
+    "steps": "wayfield.bench.steps:run",
+}
 """Name -> "module:function", imported when asked for."""
 
 

@@ -10,11 +10,14 @@ from wayfield.guide.dynamic import Greedy, dynamic_cfg
 from wayfield.guide.elucd import EluCD, Nudge, elucd
 from wayfield.guide.energy import Energy
 from wayfield.guide.expression import parse_guidance
+from wayfield.guide.frequency import Bands, fdg
 from wayfield.guide.gates import Interval, Schedule, Stage, Steps
 from wayfield.guide.gfcg import GFCG
 from wayfield.guide.guidance import PLAIN, Guidance
+from wayfield.guide.handover import handover
 from wayfield.guide.hold import Hold
 from wayfield.guide.linear import LinearAG
+from wayfield.guide.magnitude import MagnitudeAware, mambo
 from wayfield.guide.nasa import NASA, NegativeAttention, negative
 from wayfield.guide.pag import PAG, PerturbedAttention
 from wayfield.guide.policy import policy
@@ -23,8 +26,22 @@ from wayfield.guide.rescale import Rescale
 from wayfield.guide.rlg import RLG, rlg
 from wayfield.guide.seg import SEG, SmoothedAttention
 from wayfield.guide.slg import SLG, SkipLayers
+from wayfield.guide.tangential import Tangential, tcfg
+from wayfield.guide.window import Window
+from wayfield.guide.zero_star import OptimalScale, Still, zero_star
 
 __all__ = [
+    "Bands",
+    "fdg",
+    "handover",
+    "MagnitudeAware",
+    "mambo",
+    "Tangential",
+    "tcfg",
+    "Window",
+    "OptimalScale",
+    "Still",
+    "zero_star",
     "NASA",
     "NegativeAttention",
     "negative",

@@ -37,6 +37,8 @@ from wayfield.solve.roles import Solver
 
 __all__ = ["Result", "StepInfo", "sample"]
 
+_GRAPHS = 512
+
 
 class StepInfo(NamedTuple):
     """What a callback sees after step i of n: the time reached, the points (B, *D), the cost so far, and what guidance
@@ -160,8 +162,11 @@ def _step(
 def _compiled(backend: str) -> Callable[..., Any]:
     step = torch.compile(_step, fullgraph=True, dynamic=False, backend=backend)
 
+    # energies and classifiers differentiate inside; every new guidance, solver and shape is one more graph
+    settings = {"trace_autograd_ops": True, "recompile_limit": _GRAPHS, "accumulated_recompile_limit": _GRAPHS}
+
     def unit(*args: Any) -> Any:
-        with torch._dynamo.config.patch(trace_autograd_ops=True):  # energies and classifiers differentiate inside
+        with torch._dynamo.config.patch(settings):
             return step(*args)
 
     return unit

@@ -222,15 +222,16 @@ def encode(p: Pipe, texts: Sequence[Any], size: Size) -> dict[str, Tensor]:
     return {"encoder_hidden_states": answer[0], "text_embeds": answer[2], "time_ids": ids}
 
 
-def nothing(p: Pipe, size: Size) -> dict[str, Tensor]:
-    """What the pipeline takes for no text, (1, ...) each: mostly the empty one."""
+def nothing(p: Pipe, size: Size, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the pipeline takes for no text, (1, ...) each: mostly the empty one. like: conditions of some texts, whose
+    shapes it has where it is zero; nothing is encoded then.
+    """
     if p.family.name == "DiT":
         return {"class_labels": torch.tensor([p.config.num_embeds_ada_norm], device=p.device)}
-    out = encode(p, [""], size)
-    if p.pipe.config.get("force_zeros_for_empty_prompt"):
-        zeros = ("encoder_hidden_states", "text_embeds")
-        out = {name: torch.zeros_like(v) if name in zeros else v for name, v in out.items()}
-    return out
+    if not p.pipe.config.get("force_zeros_for_empty_prompt"):
+        return encode(p, [""], size)
+    zeros = ("encoder_hidden_states", "text_embeds")
+    return {name: torch.zeros_like(v[:1]) if name in zeros else v[:1] for name, v in like.items()}
 
 
 def _shape_conditions(size: Size, rows: int, device: torch.device) -> dict[str, Tensor]:

@@ -253,11 +253,12 @@ def _conditions(
         remedy = "Say CFG(w, away='negative'): that may differ from row to row."
         expected = "one text for all as 'null'"
         raise UnsupportedError("negative prompts", got=f"{len(against)} texts", expected=expected, remedy=remedy)
-    cond = _told(p, encode(p, prompts, size), scale)
+    said = encode(p, prompts, size)
+    cond = _told(p, said, scale)
     conds = {"negative": _single(_told(p, encode(p, against, size), scale))} if named else {}
     null = None
     if "null" in asked:
-        rows = encode(p, against[:1], size) if against and not named else nothing(p, size)
+        rows = encode(p, against[:1], size) if against and not named else nothing(p, size, said)
         null = {name: v[0] for name, v in _told(p, rows, scale).items()}
     model = from_diffusers(p.net, p.pipe.scheduler, null=null, tokens=_length(cond))
     return model, _single(cond), conds
