@@ -118,13 +118,6 @@ METHODS: Mapping[str, Method] = {
             "wayfield.guide.rlg",
             "wayfield.recipes.rlg:run",
         ),
-        Method(
-            "nasa",
-            "NASA: a negative prompt inside the network",
-            "Nguyen et al. 2024, arXiv 2412.02687",
-            "wayfield.guide.nasa",
-            "wayfield.recipes.nasa:run",
-        ),
     )
 }
 """The methods of this package, by name."""
