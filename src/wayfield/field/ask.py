@@ -25,8 +25,8 @@ from wayfield.core.predict import Prediction
 from wayfield.core.shapes import expand
 from wayfield.field.answers import Answers
 from wayfield.field.binding import COND, Binding, Query, renamed
+from wayfield.field.blend import at_point
 from wayfield.field.denoiser import Landing, Level
-from wayfield.field.mixture import at_point
 from wayfield.field.rows import Rows
 
 __all__ = ["Ask"]

@@ -26,7 +26,7 @@ from torch import Tensor
 from wayfield.core.errors import DTypeError
 from wayfield.field.ask import Ask
 from wayfield.field.binding import COND, NULL, Query
-from wayfield.field.mixture import along
+from wayfield.field.blend import along
 from wayfield.guide.roles import State, Step
 from wayfield.guide.terms import Direction, Factor, Pushed, TermPlan, check_factor
 

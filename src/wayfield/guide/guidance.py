@@ -24,8 +24,8 @@ from wayfield.core.errors import DTypeError, RangeError, UnsupportedError, unkno
 from wayfield.core.predict import Prediction
 from wayfield.field.ask import Ask
 from wayfield.field.binding import COND, Binding, Call, Query
+from wayfield.field.blend import Blend
 from wayfield.field.denoiser import Landing, Level
-from wayfield.field.mixture import Mixture
 from wayfield.field.rows import Rows
 from wayfield.guide.contrast import Contrast
 from wayfield.guide.planner import MODES, Mode, Planner
@@ -54,7 +54,7 @@ class Steering(NamedTuple):
 
     root: TermPlan | None
     sources: tuple[_Answering, ...]
-    mixture: Mixture | None
+    blend: Blend | None
     calls: tuple[tuple[Call, ...], ...]
 
 
@@ -179,7 +179,7 @@ class Guidance:
         pairs = enumerate(zip(self.sources, state[1:], strict=True))
         sources = tuple([p.place(-1 - k, lambda s=s, old=old: _answering(p, s, step, old)) for k, (s, old) in pairs])
         calls = tuple([binding.layout(wants, x) for wants in p.rounds()])
-        return Steering(root, sources, self._mixture(root, calls), calls)
+        return Steering(root, sources, self._blend(root, calls), calls)
 
     def anywhere(self, binding: Binding, x: Tensor, what: str) -> Steering:
         """The one plan of a timeless guidance, for points like x. Raises UnsupportedError for others; what: who
@@ -202,9 +202,9 @@ class Guidance:
         self, binding: Binding, x: Tensor, at: At, step: Step, state: State, plan: Steering
     ) -> tuple[Prediction, State, int, int]:
         """The guided pair at points x (B, *D), the next state, and what they cost: network calls, and rows in them."""
-        mixture = plan.mixture
-        if mixture is not None:
-            return mixture(x, at.levels), state, len(mixture.calls), mixture.rows
+        blend = plan.blend
+        if blend is not None:
+            return blend(x, at.levels), state, len(blend.calls), blend.rows
         root, answering, _, calls = plan
         ask = Ask(binding, x, at.levels, self.base, at.landing)
         answers, term = ask.answers, state[0]
@@ -229,7 +229,7 @@ class Guidance:
         new = (term, *[s.observe(ask, step, old, a.row, a.decision) for s, old, a in pairs])
         return pred, new, answers.calls, answers.rows
 
-    def _mixture(self, root: TermPlan | None, calls: tuple[tuple[Call, ...], ...]) -> Mixture | None:
+    def _blend(self, root: TermPlan | None, calls: tuple[tuple[Call, ...], ...]) -> Blend | None:
         """The sum of answers that the guided x0 is, if it is one and nothing else is to be done."""
         weights: dict[Query, float] = {}
         if self.sources or self.noise is not None or self.clip is not None:
@@ -237,7 +237,7 @@ class Guidance:
         if root is not None and not (self.term is not None and self.term.mix(root, 1.0, weights)):
             return None
         weights.pop(self.base, None)
-        return Mixture.of(calls[0], self.base, weights)
+        return Blend.of(calls[0], self.base, weights)
 
     @cached_property
     def _gates(self) -> list[Gate]:

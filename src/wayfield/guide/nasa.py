@@ -7,6 +7,8 @@ what the negative prompt contributes where text enters the picture, layer by lay
    Z = \text{softmax}(Q K_+^T / \sqrt{c})\, V_+ - \alpha\, \text{softmax}(Q K_-^T / \sqrt{c})\, V_-
      = (1 - \alpha) \bigl[ Z_+ + \tfrac{\alpha}{1 - \alpha} (Z_+ - Z_-) \bigr]
 
+In use:
+
     model, undo = install(model, "nasa", NegativeAttention(of=("tokens",)))
     cond = negative(text, {"tokens": unwanted}, alpha=0.3)         text and "nasa", "nasa_tokens"
     sample(model, grid, cond=cond)                                 steered, as many rows as before

@@ -6,6 +6,8 @@ network and no condition.
 
 .. math:: \hat{x}_0 = x_0 + s\,(x_0 - x_0'), \qquad Z' = V \;\text{in place of}\; \text{softmax}(Q K^T / \sqrt{c})\, V
 
+In use:
+
     model, undo = install(model, "pag", PerturbedAttention(("middle",)))
     sample(model, grid, cond={}, conds={"perturbed": {"pag": True}}, guidance=PAG(3.0))
 

@@ -5,6 +5,8 @@ smaller. Unlike replacing the map by the identity (PAG), how far one goes is a n
 
 .. math:: \hat{x}_0 = x_0 + s\,(x_0 - x_0'), \qquad Q' = G_\sigma * Q, \qquad Q' K^T = G_\sigma * (Q K^T)
 
+In use:
+
     model, undo = install(model, "seg", SmoothedAttention(("middle",), sigma=10.0))
     sample(model, grid, cond={}, conds={"smoothed": {"seg": True}}, guidance=SEG(3.0))
 

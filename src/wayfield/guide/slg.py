@@ -5,6 +5,8 @@ Pushing away from that repairs them, as a weaker network does in autoguidance, w
 
 .. math:: \hat{x}_0 = x_0 + s\,(x_0 - x_0'), \qquad h' = h \;\text{in place of}\; \text{block}(h)
 
+In use:
+
     model, undo = install(model, "slg", SkipLayers(("transformer_blocks.7", "transformer_blocks.8")))
     sample(model, grid, cond={...}, conds={"skipped": {..., "slg": True}},
            guidance=CFG(4.5) + SLG(2.8).when(Interval(high=-5.0)))

@@ -26,8 +26,9 @@ from wayfield.core.errors import NonFiniteError, RangeError, ShapeError
 from wayfield.core.noise import Address, SeededNoise
 from wayfield.core.path import Path
 from wayfield.core.shapes import expand
+from wayfield.field.cond import Cond
 from wayfield.field.denoiser import Landing
-from wayfield.judge.heads import Cond, Head
+from wayfield.judge.heads import Head
 from wayfield.judge.noisy import Scaled
 from wayfield.judge.training import noised, train_judge
 from wayfield.train.levels import Levels

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -28,11 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wayfield.core.errors import ConditionError
+from wayfield.field.cond import Cond
 from wayfield.field.nets.layers import initialise
 
-__all__ = ["Captions", "Cond", "Head", "Labels", "Preference", "Rating", "Realism"]
-
-Cond = Mapping[str, Tensor]
+__all__ = ["Captions", "Head", "Labels", "Preference", "Rating", "Realism"]
 
 
 class Head(nn.Module):

@@ -38,7 +38,7 @@ class Planned(NamedTuple):
     @property
     def linear(self) -> bool:
         """Whether the guided answer is a weighted sum of answers, for which nobody need know the points."""
-        return self.plan.mixture is not None
+        return self.plan.blend is not None
 
 
 @final
@@ -113,7 +113,7 @@ class Stepwise:
         state = self.rule.init(x, now.step.n) if self._memory is None else self._memory
         self._told.known = torch.cat([y.to(x.dtype) for y in answers])
         calls = (now.binding.layout(tuple([(q, None) for q in now.asked]), x),)
-        plan, level = now.plan._replace(calls=calls, mixture=None), self.level(now, x)
+        plan, level = now.plan._replace(calls=calls, blend=None), self.level(now, x)
         pred, self._memory, *_ = self.rule(now.binding, x, At({"main": level}), now.step, state, plan)
         return level.express(pred.x0, x, "native")
 

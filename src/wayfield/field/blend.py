@@ -17,10 +17,10 @@ from wayfield.core.shapes import expand
 from wayfield.field.binding import Call, Query
 from wayfield.field.denoiser import Level
 
-__all__ = ["Mixture", "along", "at_point"]
+__all__ = ["Blend", "along", "at_point"]
 
 
-class Mixture(NamedTuple):
+class Blend(NamedTuple):
     """origin + sum of weight * (answer - origin).
 
     calls: network calls, of whole branches / rows: in them / origin: place of the origin's answer among all / others:
@@ -33,11 +33,11 @@ class Mixture(NamedTuple):
     others: tuple[tuple[int, float], ...]
 
     @staticmethod
-    def of(calls: tuple[Call, ...], origin: Query, weights: Mapping[Query, float]) -> Mixture:
+    def of(calls: tuple[Call, ...], origin: Query, weights: Mapping[Query, float]) -> Blend:
         """From the weights of the answers other than the origin's."""
         places = {query: k for k, query in enumerate(query for call in calls for query, _ in call.wants)}
         rows = sum(call.total for call in calls)
-        return Mixture(calls, rows, places[origin], tuple((places[q], w) for q, w in weights.items()))
+        return Blend(calls, rows, places[origin], tuple((places[q], w) for q, w in weights.items()))
 
     def __call__(self, x: Tensor, levels: Mapping[str, Level]) -> Prediction:
         """The pair at points x (B, *D). levels: by network."""
