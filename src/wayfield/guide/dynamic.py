@@ -50,7 +50,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wayfield.core.errors import DeviceError, DTypeError, RangeError, ShapeError, unknown_name
 from wayfield.core.shapes import expand
@@ -60,7 +60,7 @@ from wayfield.field.denoiser import Landing
 from wayfield.guide.contrast import Away
 from wayfield.guide.gates import Steps
 from wayfield.guide.guidance import Guidance, guidance_of
-from wayfield.guide.judged import check_judge
+from wayfield.guide.judged import check_device, check_judge
 from wayfield.guide.roles import Shaper, State, Step
 from wayfield.guide.terms import Term
 
@@ -132,10 +132,7 @@ class Greedy(Shaper):
     def init(self, x: Tensor, n: int) -> State:
         """Choices, the default before there are any, and scores, NaN before there are any."""
         for name, evaluator in self.evaluators:
-            weight = next(evaluator.parameters(), None) if isinstance(evaluator, nn.Module) else None
-            if weight is not None and weight.device != x.device:
-                remedy = f"Move it with .to({str(x.device)!r})."
-                raise DeviceError(f"evaluator {name!r}", got=weight.device, expected=x.device, remedy=remedy)
+            check_device(f"evaluator {name!r}", evaluator, x)
         rows, dtype = len(x), _wide(x.dtype)
         scores = torch.full((rows, len(self.evaluators)), math.nan, dtype=dtype, device=x.device)
         return torch.full((rows, n), self.default, dtype=dtype, device=x.device), scores
