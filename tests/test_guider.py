@@ -38,7 +38,7 @@ from wayfield.guide import (
 from wayfield.sampling.guider import as_guider
 from wayfield.sampling.pipes import solver_of
 
-guiders = pytest.importorskip("diffusers.guiders", reason="pip install diffusers>=0.42")
+guiders = pytest.importorskip("diffusers.guiders", reason="pip install diffusers>=0.40")
 BlockState = __import__("diffusers.modular_pipelines.modular_pipeline", fromlist=["BlockState"]).BlockState
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 HOW = {

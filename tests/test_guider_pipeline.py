@@ -8,7 +8,7 @@ from wayfield.guide import CFG, Steps, apg
 from wayfield.sampling.guider import as_guider
 from wayfield.sampling.steer import steer
 
-guiders = pytest.importorskip("diffusers.guiders", reason="pip install diffusers>=0.42")
+guiders = pytest.importorskip("diffusers.guiders", reason="pip install diffusers>=0.40")
 N = 4
 DDIM = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
         "clip_sample": False, "set_alpha_to_one": False}  # fmt: skip

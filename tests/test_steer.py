@@ -5,7 +5,7 @@ import torch
 
 import wayfield as wf
 from pipeworld import dit, flux, pixart, scheduler, sd, sd3, sdxl, tokenizer
-from wayfield.core.errors import ConditionError, RangeError, ShapeError, UnknownNameError, UnsupportedError
+from wayfield.core.errors import ConditionError, DTypeError, RangeError, ShapeError, UnknownNameError, UnsupportedError
 from wayfield.core.noise import INITIAL, Address, SeededNoise
 from wayfield.sampling.pipes import solver_of
 from wayfield.sampling.steer import steer
@@ -15,6 +15,7 @@ DDIM = ("DDIMScheduler", {**SCALED, "clip_sample": False, "set_alpha_to_one": Fa
 DPM = ("DPMSolverMultistepScheduler", {**SCALED, "use_karras_sigmas": True, "steps_offset": 1})
 UNIPC = ("UniPCMultistepScheduler", {**SCALED, "steps_offset": 1})
 EULER = ("EulerDiscreteScheduler", {**SCALED, "timestep_spacing": "leading", "steps_offset": 1})
+HEUN = ("HeunDiscreteScheduler", {**SCALED, "timestep_spacing": "leading", "steps_offset": 1})
 EDM = ("EDMDPMSolverMultistepScheduler", {})
 FLOW = ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})
 SHIFTED = ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True})
@@ -47,6 +48,7 @@ def close(ours, theirs, to=1e-5):
         (sd, DPM, 7.5),
         (sdxl, EDM, 3.0),
         (sd, UNIPC, 7.5),
+        (sd, HEUN, 7.5),
         (sdxl, EULER, 5.0),
         (sd3, FLOW, 7.0),
         (sd3, SHIFTED, 7.0),
@@ -61,7 +63,8 @@ def test_a_pipeline_and_its_own_call(build, how, w, negative, tmp_path):
     ).images  # fmt: skip
     out = steer(pipe, PROMPTS, negative_prompt=negative, guidance=wf.CFG(w), steps=4, latents=noise(), output_type="pt")
     assert close(out.latents, theirs)
-    assert (out.counts.calls, out.counts.rows) == (4, 16)
+    calls = 7 if how is HEUN else 4
+    assert (out.counts.calls, out.counts.rows) == (calls, 4 * calls)
     shown = pipe(
         PROMPTS, negative_prompt=negative and [negative] * 2, guidance_scale=w, num_inference_steps=4,
         latents=noise(), output_type="pt", **SIZE,
@@ -105,7 +108,8 @@ def test_flux_and_its_own_call(name, true_cfg, tmp_path):
 def test_dit_and_its_own_call(monkeypatch):
     pipe = quiet(dit(scheduler("DDIMScheduler", clip_sample=False)))
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: noise())
-    theirs = pipe([3, 7], guidance_scale=1.0, num_inference_steps=4, output_type="pt").images
+    theirs = pipe([3, 7], guidance_scale=1.0, num_inference_steps=4, output_type="np").images
+    theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2)
     out = steer(pipe, [3, 7], steps=4, latents=noise(), output_type="pt")
     assert torch.allclose(out.images, theirs, atol=1e-5)
     named = steer(pipe, ["thing 3", "thing 7"], steps=4, latents=noise(), output_type="np").images
@@ -117,7 +121,10 @@ def test_dit_and_its_own_call(monkeypatch):
 
 
 @pytest.mark.parametrize("strength", [0.75, 0.3, 1.0])
-@pytest.mark.parametrize(("build", "how", "kind"), [(sd, DDIM, "StableDiffusion"), (sd3, FLOW, "StableDiffusion3")])
+@pytest.mark.parametrize(
+    ("build", "how", "kind"),
+    [(sd, DDIM, "StableDiffusion"), (sd, HEUN, "StableDiffusion"), (sd3, FLOW, "StableDiffusion3")],
+)
 def test_image_to_image_and_its_own_call(build, how, kind, strength, tmp_path, monkeypatch):
     import diffusers
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -161,6 +168,22 @@ def test_null_and_negative_are_two_conditions_where_guidance_names_both(tmp_path
     other = steer(pipe, PROMPTS, negative_prompt=["blurry", "dog"], **options)
     assert torch.allclose(out.latents[0], other.latents[0], atol=1e-5)
     assert not torch.allclose(out.latents[1], other.latents[1], atol=1e-3)
+
+
+def test_further_texts_by_the_names_of_guidance(tmp_path):
+    pipe = made(sd, DDIM, tmp_path)
+    options = {"steps": 2, "latents": noise(), "output_type": "latent"}
+    want = steer(pipe, PROMPTS, guidance=2 * wf.Away("negative"), negative_prompt=["blurry", "red"], **options)
+    got = steer(pipe, PROMPTS, guidance=2 * wf.Away("bad"), texts={"bad": ["blurry", "red"]}, **options)
+    assert torch.equal(got.latents, want.latents)
+    with pytest.raises(ConditionError, match=r"'worse'.*texts="):
+        steer(pipe, PROMPTS, guidance=wf.Away("worse"), texts={"bad": "blurry"})
+    with pytest.raises(ConditionError, match="never asks"):
+        steer(pipe, PROMPTS, guidance=wf.CFG(2.0), texts={"bad": "blurry"})
+    with pytest.raises(ConditionError, match=r"bad.*3.*1 or 2"):
+        steer(pipe, PROMPTS, guidance=wf.Away("bad"), texts={"bad": ["blurry"] * 3})
+    with pytest.raises(ConditionError, match="in use"):
+        steer(pipe, PROMPTS, guidance=wf.CFG(2.0), texts={"null": "blurry"})
 
 
 def test_every_guidance_of_the_library_is_at_hand(tmp_path):
@@ -254,6 +277,14 @@ def test_the_safety_checker_is_asked(tmp_path, monkeypatch):
     assert float(out.images.abs().max()) <= 0.5
 
 
+def test_a_ceiling_of_rows_takes_more_calls_for_the_same_pictures(tmp_path):
+    pipe = made(sd, DDIM, tmp_path)
+    options = {"guidance": wf.CFG(3.0), "steps": 3, "latents": noise(), "output_type": "latent"}
+    whole, parts = (steer(pipe, PROMPTS, batching=b, **options) for b in (None, wf.Batching(max_rows=2)))
+    assert (whole.counts[:2], parts.counts[:2]) == ((3, 12), (6, 12))
+    assert close(parts.latents, whole.latents)
+
+
 @pytest.mark.slow
 def test_compiled_step_gives_the_same(tmp_path):
     pipe = made(sd, DDIM, tmp_path)
@@ -267,13 +298,39 @@ def test_a_solver_for_a_scheduler():
     assert solver_of(scheduler(*EULER[:1], **EULER[1])) == wf.DDIM()
     for name, config in (
         ("PNDMScheduler", {}),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("LMSDiscreteScheduler", {}),
+        ("KDPM2DiscreteScheduler", {}),
+        ("DEISMultistepScheduler", {}),
+        ("LCMScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun"}),
+        ("DPMSolverMultistepScheduler", {"euler_at_final": True}),
         ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
+        ("UniPCMultistepScheduler", {"lower_order_final": False}),
         ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
     ):
-        with pytest.raises(UnsupportedError, match=r"solver=DPM2M"):
+        with pytest.raises(UnsupportedError, match=rf"{name}.*solver=DPM2M"):
             solver_of(scheduler(name, **config))
+
+
+def test_a_pipeline_whose_scheduler_has_no_equal_here_runs_at_its_times(tmp_path):
+    pipe = made(sd, ("PNDMScheduler", {**SCALED, "skip_prk_steps": True, "steps_offset": 1}), tmp_path)
+    with pytest.raises(UnsupportedError, match="PNDM"):
+        steer(pipe, "a cat", steps=5)
+    times = []
+    out = steer(pipe, "a cat", steps=5, solver=wf.DPM2M(), callback=lambda info: times.append(info.t))
+    assert times == pytest.approx([0.602, 0.402, 0.202, 0.002, 0.001])
+    assert out.counts.calls == 5
+
+
+def test_their_samplers_of_the_same_kind_have_a_solver():
+    dpm, unipc = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+    assert solver_of(scheduler(dpm, algorithm_type="sde-dpmsolver++")) == wf.DPM2M(eta=1.0)
+    assert solver_of(scheduler(dpm, solver_order=1)) == wf.DDIM()
+    assert solver_of(scheduler(dpm, solver_order=1, algorithm_type="sde-dpmsolver++")) == wf.DDIM(eta=1.0)
+    assert [solver_of(scheduler(unipc, solver_order=p)) for p in (1, 2, 3)] == [wf.UniPC(1), wf.UniPC(), wf.UniPC(3)]
+    assert solver_of(scheduler("HeunDiscreteScheduler")) == wf.Heun()
 
 
 def test_texts_are_refused_not_cut(tmp_path):
@@ -293,6 +350,8 @@ def test_terms_that_the_model_cannot_serve(tmp_path):
     distilled, plain = made(flux, FLOW, tmp_path), made(sd, DDIM, tmp_path)
     with pytest.raises(UnsupportedError, match=r"distilled guidance.*true_cfg"):
         steer(distilled, "a cat", guidance=wf.apg(4.0))
+    with pytest.raises(RangeError, match="distilled"):
+        steer(distilled, "a cat", distilled="strong")
     with pytest.raises(UnsupportedError, match="distilled"):
         steer(plain, "a cat", distilled=3.5)
     with pytest.raises(ConditionError, match="negative"):
@@ -310,6 +369,23 @@ def test_bad_input(tmp_path):
     from hfworld import built
 
     pipe = made(sd, DDIM, tmp_path)
+    for what, bad in {
+        "prompts": {"prompt": None},
+        "seeds": {"seeds": "7"},
+        "image": {"image": "x.png"},
+    }.items():
+        with pytest.raises(ConditionError, match=what):
+            steer(pipe, **{"prompt": "a cat", **bad})
+    for empty in ([], ()):
+        with pytest.raises(ConditionError, match="prompts"):
+            steer(pipe, empty)
+    with pytest.raises(ConditionError, match="seeds"):
+        steer(pipe, "a cat", seeds=torch.Generator())
+    for what, bad in {"solver": wf.DDIM, "latents": [1.0]}.items():
+        with pytest.raises(DTypeError, match=what):
+            steer(pipe, "a cat", **{what: bad})
+    with pytest.raises(RangeError, match="picture size"):
+        steer(pipe, "a cat", height="16")
     with pytest.raises(ConditionError, match="2 for 3"):
         steer(pipe, PROMPTS, seeds=range(3))
     with pytest.raises(ConditionError, match="latents"):
@@ -335,6 +411,9 @@ def test_bad_input(tmp_path):
     steer(pipe, "a cat", guidance=wf.Guidance(clip=(-1.0, 1.0)), steps=1)
     with pytest.raises(UnsupportedError, match="from_diffusers"):
         steer(built("unet"), "a cat")
+    pipe.scheduler = scheduler("ScoreSdeVeScheduler")
+    with pytest.raises(UnsupportedError, match=r"ScoreSdeVeScheduler.*no alphas_cumprod"):
+        steer(pipe, "a cat", solver=wf.DPM2M())
     bare = diffusers.DDPMPipeline(built("unet2d"), scheduler("DDPMScheduler"))
     with pytest.raises(UnsupportedError, match="DDPMPipeline"):
         steer(bare, "a cat")

@@ -32,6 +32,7 @@ from wayfield.core.noise import ReplayNoise
 from wayfield.field.hf import from_diffusers
 from wayfield.field.hf_families import _KNOWN, Family, add_family, families, family_of, named
 from wayfield.field.hf_path import flow_shift, scheduler_grid, start_scale, told
+from wayfield.sampling.pipes import solver_of
 
 DDIM_SD = {**SCALED, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 ZERO = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
@@ -51,6 +52,12 @@ AGREE = [  # family, scheduler, its options, our solver
     ("sdxl", "EulerDiscreteScheduler", {**SCALED, "timestep_spacing": "leading", "steps_offset": 1}, wf.DDIM()),
     ("sdxl", "EulerDiscreteScheduler", {**SCALED, "timestep_spacing": "trailing"}, wf.DDIM()),
     ("sdxl", "EulerDiscreteScheduler", {**SCALED, "use_karras_sigmas": True}, wf.DDIM()),
+    ("sdxl", "HeunDiscreteScheduler", {**SCALED}, wf.Heun()),
+    ("sdxl", "HeunDiscreteScheduler", {**SCALED, "timestep_spacing": "trailing"}, wf.Heun()),
+    ("unet", "HeunDiscreteScheduler", {**SCALED, "use_karras_sigmas": True}, wf.Heun()),
+    ("unet", "DPMSolverMultistepScheduler", {**SCALED, "solver_order": 1}, wf.DDIM()),
+    ("unet", "UniPCMultistepScheduler", {**SCALED, "solver_order": 1}, wf.UniPC(1)),
+    ("unet", "UniPCMultistepScheduler", {**SCALED, "solver_order": 3}, wf.UniPC(3)),
     ("sdxl", "DDIMScheduler", {**SCALED, **ZERO, "clip_sample": False}, wf.DDIM()),
     ("unet2d", "DDIMScheduler", {"clip_sample": False}, wf.DDIM()),
     ("unet2d-classes", "DPMSolverMultistepScheduler", {}, wf.DPM2M()),
@@ -89,7 +96,8 @@ def test_our_solver_equals_their_loop(name, kind, config, solver):
         timesteps = {"mu": flow_shift(made, 16), "sigmas": torch.linspace(1, 1 / STEPS, STEPS).tolist()}
     ours, theirs = pair(name, made, solver, **timesteps)
     assert close(ours.x, theirs)
-    assert ours.counts.rows == STEPS * B * (1 if name == "unet2d" else 2)
+    calls = 2 * STEPS - 1 if solver == wf.Heun() else STEPS
+    assert ours.counts.rows == calls * B * (1 if name == "unet2d" else 2)
 
 
 def test_the_flow_shift_is_the_one_their_pipelines_compute():
@@ -169,6 +177,27 @@ def test_where_their_dpm_solver_cuts_network_times():
     assert close(ours.x, theirs)
 
 
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("spaced", ["use_exponential_sigmas", "use_beta_sigmas"])
+def test_where_their_levels_between_rows_are_told_as_rows(kind, spaced):
+    """Told the levels themselves, the network gives our sample."""
+    if spaced == "use_beta_sigmas":
+        pytest.importorskip("scipy", reason="pip install scipy")
+    made = scheduler(kind, **SCALED, **{spaced: True})
+    solver, path = solver_of(made), told(made).path
+    ours, theirs = pair("unet", made, solver)
+    assert not close(ours.x, theirs, 1e-4)
+
+    class Exact(type(made)):
+        def set_timesteps(self, *args, **options):
+            super().set_timesteps(*args, **options)
+            self.timesteps = path.time(-2 * self.sigmas[:-1].double().log()) * 1000 - 1
+            self.set_begin_index(0)
+
+    ours, theirs = pair("unet", made, solver, theirs=Exact(**made.config))
+    assert close(ours.x, theirs, 1e-4)
+
+
 def test_their_clipping_is_a_guidance():
     """Their DDIM clips x0 and keeps the network's own eps."""
     net, made = built("unet2d"), scheduler("DDIMScheduler", clip_sample=True)
@@ -185,6 +214,8 @@ def test_their_clipping_is_a_guidance():
         ("DDPMScheduler", {"clip_sample": False}),
         ("DDPMScheduler", {"clip_sample": True}),
         ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading"}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}),
     ],
 )
 def test_ancestral_steps_on_the_same_noise(kind, options, monkeypatch):
@@ -200,7 +231,7 @@ def test_ancestral_steps_on_the_same_noise(kind, options, monkeypatch):
         grid,
         x=first * start_scale(made, grid),
         noise=ReplayNoise(draws),
-        solver=wf.DDIM(eta=1.0),
+        solver=solver_of(made),
         guidance=wf.Guidance(clip=(-1.0, 1.0)) if options.get("clip_sample") else None,
     )
     assert close(out.x, theirs, 1e-4)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tests.field.patchworld import WORLDS, B, ask, dit, normal, points, sd3, sd_unet, tokens, unet
+from tests.field.patchworld import WORLDS, B, ask, dit, flux, normal, points, sd3, sd_unet, tokens, unet
 
 from wayfield.core.errors import DTypeError, ShapeError, UnknownNameError, UnsupportedError
 from wayfield.core.grid import uniform
@@ -139,8 +139,8 @@ def test_one_graph():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [sd_unet, sd3], ids=["sd-unet", "sd3"])
-@pytest.mark.parametrize("name", ["pag", "nasa"])
+@pytest.mark.parametrize("world", [sd_unet, sd3, flux], ids=["sd-unet", "sd3", "flux"])
+@pytest.mark.parametrize("name", PATCHES)
 def test_one_graph_of_diffusers(world, name):
     world = world()
     model, _ = install(world.model, name, PATCHES[name](world))

@@ -145,6 +145,8 @@ class TakeOver(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.unflatten:  # written in Python around its base class's, which a compiler cannot follow
+            func = torch.unflatten
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         self.hits += 1

@@ -13,8 +13,8 @@ EDM                    `EDM(sigma_max)`                     log(sigma)/4        
 flow matching          `Straight`                           1000 t                    velocity, noise minus data
 =====================  ===================================  ========================  ==================================
 
-Schedulers that keep their points at x0 + sigma eps (Euler's) are the same path in another unit: the point here is
-theirs over sqrt(1 + sigma^2), which is what their network sees.
+Schedulers that keep their points at x0 + sigma eps (Euler's, Heun's) are the same path in another unit: the point here
+is theirs over sqrt(1 + sigma^2), which is what their network sees.
 
 Where levels of DPM-Solver and UniPC lie between rows, diffusers tells the network whole rows: for Karras' levels the
 nearest, and so it is done here; for exponential, beta and flow levels the one below, by a cut that rounding decides
@@ -41,7 +41,7 @@ from wayfield.core.schedule import Tabulated
 __all__ = ["Told", "flow_shift", "scheduler_grid", "start_scale", "told"]
 
 _KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_INFLATED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+_INFLATED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")
 """Those whose points are x0 + sigma eps."""
 _WHOLE = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 """Those that tell their network whole rows."""
@@ -160,6 +160,8 @@ def _asked(scheduler: Any, steps: int, mu: float | None, sigmas: Sequence[float]
 def _times(given: Any, path: Path) -> Tensor:
     """Times on the path of a scheduler's levels, (N + 1,), float64."""
     steps, levels = given.timesteps.double().cpu(), getattr(given, "sigmas", None)
+    if type(given).__name__ == "HeunDiscreteScheduler":  # lists inner levels twice, once for each evaluation
+        steps, levels = (torch.cat([v[:1], v[1::2]]) for v in (steps, given.sigmas))
     if isinstance(path, Straight | EDM):
         return given.sigmas.double().cpu() / (path.sigma_max if isinstance(path, EDM) else 1.0)
     assert isinstance(path, Tabulated)

@@ -36,6 +36,7 @@ from wayfield.core.shapes import expand
 from wayfield.field.attention import Core, Heads, Layer
 from wayfield.field.cond import Field, Schema
 from wayfield.field.denoiser import Call, Denoiser
+from wayfield.field.hf import Elsewhere
 
 __all__ = ["Installed", "Patch", "Told", "check_layers", "gated", "install"]
 
@@ -96,7 +97,8 @@ def install(model: Denoiser, name: str, patch: Patch) -> Installed:
     if not isinstance(patch, Patch):
         remedy = "Pass e.g. PerturbedAttention() or SkipLayers(('blocks.2',))."
         raise DTypeError("patch", got=type(patch).__name__, expected="a Patch", remedy=remedy)
-    net, known = model.net, getattr(model.net, _HERE, None)
+    net = _itself(model.net)
+    known = getattr(net, _HERE, None)
     if hasattr(net, "_orig_mod"):
         remedy = "Install first and compile then, or pass compile=True to sample."
         raise UnsupportedError("patch", got="a compiled network", expected="the network itself", remedy=remedy)
@@ -206,16 +208,17 @@ class _Telling:
     inner: Call | None
 
     def __call__(self, net: nn.Module, x: Tensor, time: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        inside: _Inside | None = getattr(net, _HERE, None)
+        itself = _itself(net)
+        inside: _Inside | None = getattr(itself, _HERE, None)
         if inside is None or self.name not in inside.names:
             remedy = "Use the denoiser from before it was installed, or install it again."
             raise UnsupportedError(f"patch {self.name!r}", got="undone", expected="installed", remedy=remedy)
-        if torch.is_grad_enabled() and getattr(net, "is_gradient_checkpointing", False):
+        if torch.is_grad_enabled() and getattr(itself, "is_gradient_checkpointing", False):
             remedy = "Switch it off: layers run a second time would no longer know what they were told."
             raise UnsupportedError("patch", got="gradient checkpointing", expected="none", remedy=remedy)
         mine = {key for key, _ in self.keys}
         rest = {key: c for key, c in cond.items() if key not in mine}
-        rows = self.patch.begin(net, {field: cond[key] for key, field in self.keys})
+        rows = self.patch.begin(itself, {field: cond[key] for key, field in self.keys})
         before, inside.told = inside.told, {**inside.told, self.name: rows}
         inside.size = (x.shape[-2], x.shape[-1]) if x.ndim == 4 else None
         try:
@@ -257,6 +260,11 @@ def _chosen(net: nn.Module, patch: Patch) -> list[Layer | nn.Module]:
             remedy = "Install first; what replaces a layer whole would be passed over."
             raise UnsupportedError(f"layer {name!r}", got="a forward of its own", expected="its class's", remedy=remedy)
     return list(out.values())
+
+
+def _itself(net: nn.Module) -> nn.Module:
+    """The network that has the layers."""
+    return net.held[0] if isinstance(net, Elsewhere) else net
 
 
 def _module(layer: Layer | nn.Module) -> nn.Module:

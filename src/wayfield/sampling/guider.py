@@ -24,7 +24,7 @@ not to be had                           solvers, correctors, seeds by sample, co
 
 "null" and "negative" both mean their second branch, whatever prompt they encode for it. The time of each step is read
 from the device, up to three numbers. Their `start` and `stop` are gates here. Guiders are marked experimental in
-diffusers; this was made for 0.42.
+diffusers; this was tried with 0.40 to 0.42.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _base() -> Any:
         return importlib.import_module("diffusers.guiders").BaseGuidance
     except (ImportError, AttributeError) as error:
         remedy = 'Run: pip install "wayfield[diffusers]".'
-        raise MissingExtraError("guider", got="no guiders", expected="diffusers >= 0.42", remedy=remedy) from error
+        raise MissingExtraError("guider", got="no guiders", expected="diffusers >= 0.40", remedy=remedy) from error
 
 
 @functools.cache

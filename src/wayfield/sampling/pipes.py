@@ -31,6 +31,7 @@ from wayfield.field.latent import LatentCodec
 from wayfield.solve.ddim import DDIM
 from wayfield.solve.dpm import DPM2M
 from wayfield.solve.euler import Euler
+from wayfield.solve.heun import Heun
 from wayfield.solve.roles import Solver
 from wayfield.solve.unipc import UniPC
 
@@ -100,7 +101,7 @@ def size_of(p: Pipe, height: int | None, width: int | None, like: Tensor | None 
     sides = side if isinstance(side, (list, tuple)) else (side, side)
     size = Size(height or sides[0] * p.factor, width or sides[1] * p.factor)
     unit = p.factor * (2 if p.family.name == "Flux" else p.config.get("patch_size") or 1)
-    if any(pixels < unit or pixels % unit for pixels in size):
+    if not all(isinstance(pixels, int) and pixels >= unit and pixels % unit == 0 for pixels in size):
         remedy = "Round height and width."
         raise RangeError("picture size", got=tuple(size), expected=f"multiples of {unit}", remedy=remedy)
     return size
@@ -126,21 +127,28 @@ def grid_of(p: Pipe, steps: int, size: Size) -> Grid:
 def solver_of(scheduler: Any) -> Solver:
     """Our solver that makes the same steps as a scheduler. Raises UnsupportedError where there is none."""
     name, config = type(scheduler).__name__, scheduler.config
-    multistep = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "euler_at_final": False}
-    clean, predicted = {"final_sigmas_type": "zero"}, {"solver_type": "bh2", "solver_order": 2, "predict_x0": True}
-    same: dict[str, tuple[Solver, Mapping[str, Any]]] = {
+    order, eta = config.get("solver_order"), float(config.get("algorithm_type") == "sde-dpmsolver++")
+    clean, predicted = {"final_sigmas_type": ("zero",)}, {"solver_type": ("bh2",), "predict_x0": (True,)}
+    multistep = {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "euler_at_final": (False,)}
+    second = clean | multistep | {"solver_order": (1, 2), "solver_type": ("midpoint",)}
+    dpm = DDIM(eta=eta) if order == 1 else DPM2M(eta=eta)
+    same: dict[str, tuple[Solver, Mapping[str, tuple[Any, ...]]]] = {
         "DDIMScheduler": (DDIM(), {}),
-        "DDPMScheduler": (DDIM(eta=1.0), {"variance_type": "fixed_small"}),
+        "DDPMScheduler": (DDIM(eta=1.0), {"variance_type": ("fixed_small", "fixed_small_log")}),
         "EulerDiscreteScheduler": (DDIM(), clean),
         "EulerAncestralDiscreteScheduler": (DDIM(eta=1.0), {}),
+        "HeunDiscreteScheduler": (Heun(), {}),
         "EDMEulerScheduler": (DDIM(), clean),
-        "EDMDPMSolverMultistepScheduler": (DPM2M(), clean | multistep),
-        "DPMSolverMultistepScheduler": (DPM2M(), clean | multistep),
-        "UniPCMultistepScheduler": (UniPC(), clean | predicted | {"disable_corrector": []}),
-        "FlowMatchEulerDiscreteScheduler": (Euler(), {"stochastic_sampling": False}),
+        "EDMDPMSolverMultistepScheduler": (dpm, second),
+        "DPMSolverMultistepScheduler": (dpm, second),
+        "UniPCMultistepScheduler": (
+            UniPC(order if order in (1, 2, 3) else 2),
+            clean | predicted | {"solver_order": (1, 2, 3), "disable_corrector": ([],), "lower_order_final": (True,)},
+        ),
+        "FlowMatchEulerDiscreteScheduler": (Euler(), {"stochastic_sampling": (False,)}),
     }
     solver, wanted = same.get(name, (None, {}))
-    other = {k: config.get(k) for k, v in wanted.items() if config.get(k, v) != v}
+    other = {k: config.get(k) for k, v in wanted.items() if config.get(k, v[0]) not in v}
     if solver is None or other:
         got = f"{name}({', '.join(f'{k}={v!r}' for k, v in other.items())})"
         remedy = "Pass solver=, e.g. solver=DPM2M()."

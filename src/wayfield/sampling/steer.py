@@ -20,6 +20,7 @@ as everywhere in diffusers. A guidance that names "negative" finds the negative 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -27,25 +28,25 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from wayfield.core.errors import ConditionError, RangeError, ShapeError, UnsupportedError, unknown_name
+from wayfield.core.errors import ConditionError, DTypeError, RangeError, ShapeError, UnsupportedError, unknown_name
 from wayfield.core.grid import Grid
 from wayfield.core.noise import INITIAL, Address, SeededNoise
 from wayfield.core.path import Straight
+from wayfield.field.batching import Batching
 from wayfield.field.binding import Counts
 from wayfield.field.denoiser import Denoiser
-from wayfield.field.hf import from_diffusers
 from wayfield.field.hf_path import start_scale
+from wayfield.field.patch import Patch
 from wayfield.guide.guidance import Guidance, guidance_of
 from wayfield.guide.terms import Term
 from wayfield.sampling.driver import StepInfo, sample
+from wayfield.sampling.pipe_conditions import Wish, check_wish, conditions, many, mapping
 from wayfield.sampling.pipes import (
     Pipe,
     Size,
     codec_of,
-    encode,
     grid_of,
     latent_shape,
-    nothing,
     pictures,
     pipe_of,
     size_of,
@@ -57,7 +58,6 @@ from wayfield.solve.roles import Solver
 __all__ = ["Steered", "steer"]
 
 _OUTPUTS = ("pil", "np", "pt", "latent")
-_SCALE = 3.5
 
 
 @final
@@ -91,7 +91,11 @@ def steer(
     latents: Tensor | None = None,
     distilled: float | None = None,
     true_cfg: bool = False,
+    texts: Mapping[str, str | Sequence[str]] | None = None,
+    patches: Mapping[str, Patch] | None = None,
+    nasa: float | Sequence[float] | None = None,
     nets: Mapping[str, Denoiser] | None = None,
+    batching: Batching | None = None,
     output_type: str = "pil",
     compile: bool | str = False,
     callback: Callable[[StepInfo], None] | None = None,
@@ -106,31 +110,42 @@ def steer(
     latents: standard normal start (B, c, h, w), instead of noise from `seeds`; Flux also takes them packed.
     distilled: the scale that a model with distilled guidance is told (3.5 if not given) / true_cfg: allow guidance by
     "null" or "negative" for such a model, at a second branch.
-    nets: further networks by name / output_type: "pil", "np", "pt" or "latent" / the rest: see `sample`.
+    texts: further conditions by the names that guidance gives them, one text, or one for each prompt.
+    patches: for terms that act inside the network, by the name they ask: {"perturbed": PerturbedAttention(layers)} for
+    PAG; they are in the network while it runs / nasa: strength alpha >= 0 of the negative prompt inside the network,
+    one, or one for each picture, for models of few steps; "null" is then the empty text.
+    nets: further networks by name / batching: ceilings of a network call / output_type: "pil", "np", "pt" or "latent" /
+    the rest: see `sample`.
     Raises UnsupportedError, ConditionError, RangeError, ShapeError, UnknownNameError, and what `sample` raises.
     """
     p, rule = pipe_of(pipe), guidance_of(guidance)
     if output_type not in _OUTPUTS:
         raise unknown_name("output type", output_type, _OUTPUTS)
-    _check_terms(p, rule, negative_prompt, distilled, true_cfg)
+    away = [] if negative_prompt is None else many("negative prompts", negative_prompt)
+    others = {name: many(f"texts {name!r}", said) for name, said in mapping("texts", texts).items()}
+    wish = Wish(many("prompts", prompt), away, distilled, true_cfg, mapping("patches", patches), nasa, others)
+    check_wish(p, rule, wish)
+    _check_types(solver, latents)
     solver = solver_of(pipe.scheduler) if solver is None else solver
     _check_clip(pipe.scheduler, rule)
     codec, device = codec_of(p), p.device
     z = None if image is None else codec.encode(_pixels(pipe, image, height, width).to(device).float())
     size = size_of(p, height, width, like=latents if z is None else z)
-    prompts, rows = _rows(prompt, seeds, latents, z)
+    rows = _rows(wish.prompts, seeds, latents, z)
     noise, own = SeededNoise(0, rows), grid is None
     grid = grid_of(p, steps, size) if grid is None else grid
     grid = grid if z is None else _later(grid, strength)
     scale = start_scale(pipe.scheduler, grid) if own else float(grid.scales.sigma[0])
     x = _start(p, grid, size, noise, scale, z, latents).to(device)
-    model, cond, conds = _conditions(
-        p, rule, prompts, negative_prompt, size, _SCALE if distilled is None else distilled
-    )
-    out = sample(
-        model, grid, x=x, noise=noise, cond=cond, conds=conds, solver=solver, guidance=rule, nets=nets, device=device,
-        compile=compile, callback=callback, progress=progress,
-    )  # fmt: skip
+    model, cond, conds, undos = conditions(p, rule, wish, size)
+    try:
+        out = sample(
+            model, grid, x=x, noise=noise, cond=cond, conds=conds, solver=solver, guidance=rule, nets=nets,
+            batching=batching, device=device, compile=compile, callback=callback, progress=progress,
+        )  # fmt: skip
+    finally:
+        for undo in undos:
+            undo()
     images, flagged = _packed(p, out.x), None
     if output_type != "latent":
         images, flagged = pictures(p, codec.decode(out.x), output_type)
@@ -138,33 +153,21 @@ def steer(
     return Steered(images, out.counts, out.x, flagged)
 
 
-def _asked(rule: Guidance) -> set[str]:
-    """Names of conditions that guidance may ask, even where its scale happens to ask nothing."""
-    return {q.cond for part in rule.parts for q in (*part.needs, *part.told)} | {q.cond for q in rule.told}
+def _check_types(solver: Any, latents: Any) -> None:
+    if solver is not None and not isinstance(solver, Solver | Adaptive):
+        remedy = "Pass e.g. DPM2M()."
+        raise DTypeError("solver", got=repr(solver), expected="a solver", remedy=remedy)
+    if latents is not None and not isinstance(latents, Tensor):
+        remedy = "Pass torch.as_tensor(latents)."
+        raise DTypeError("latents", got=type(latents).__name__, expected="a tensor", remedy=remedy)
 
 
-def _check_terms(
-    p: Pipe, rule: Guidance, negative: str | Sequence[str] | None, distilled: float | None, true_cfg: bool
-) -> None:
-    """Raise for guidance that the model cannot serve, and for a negative prompt that nobody would ask."""
-    against = _asked(rule) & {"null", "negative"}
-    if not p.family.distilled(p.net):
-        if distilled is not None:
-            remedy = "Leave distilled out; this model is guided by guidance=CFG(w)."
-            expected = "a model with distilled guidance"
-            raise UnsupportedError(
-                "distilled", got=f"{distilled} for {p.family.name}", expected=expected, remedy=remedy
-            )
-    elif against and not true_cfg:
-        remedy = "Use distilled=w for the scale it is told; true_cfg=True adds a second branch on top of it."
-        got, expected = f"guidance by {sorted(against)}", "none: the model's answer is already guided"
-        raise UnsupportedError("model with distilled guidance", got=got, expected=expected, remedy=remedy)
-    if negative is not None and not against:
-        remedy = "Pass guidance=CFG(w), or leave the negative prompt out."
-        raise ConditionError("negative prompt", got="guidance that never asks it", expected="CFG(w)", remedy=remedy)
-    if negative is None and "negative" in against:
-        remedy = "Pass negative_prompt=..., or use 'null'."
-        raise ConditionError("negative prompt", got=None, expected="text for 'negative'", remedy=remedy)
+def _whole(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError as error:
+        remedy = "Seeds are numbers: seeds=range(4)."
+        raise ConditionError("seeds", got=repr(seed), expected="integers", remedy=remedy) from error
 
 
 def _check_clip(scheduler: Any, rule: Guidance) -> None:
@@ -175,13 +178,9 @@ def _check_clip(scheduler: Any, rule: Guidance) -> None:
         raise UnsupportedError("scheduler", got=f"{said[0]}=True", expected="no clipping, or a clip", remedy=remedy)
 
 
-def _many(x: Any) -> list[Any]:
-    return [x] if isinstance(x, (str, int)) else list(x)
-
-
-def _rows(prompt: Any, seeds: Any, latents: Tensor | None, z: Tensor | None) -> tuple[list[Any], tuple[int, ...]]:
-    """One prompt for all or one for each picture, and one seed for each. Raises ConditionError."""
-    prompts, given = _many(prompt), None if seeds is None else _many(seeds)
+def _rows(prompts: Sequence[Any], seeds: Any, latents: Tensor | None, z: Tensor | None) -> tuple[int, ...]:
+    """A seed for each picture, where prompts are one for all or one for each. Raises ConditionError."""
+    given = None if seeds is None else [_whole(seed) for seed in many("seeds", seeds)]
     sizes = {"prompts": len(prompts)} | ({} if given is None else {"seeds": len(given)})
     sizes |= {name: len(v) for name, v in (("latents", latents), ("images", z)) if v is not None}
     n = max(sizes.values())
@@ -190,7 +189,7 @@ def _rows(prompt: Any, seeds: Any, latents: Tensor | None, z: Tensor | None) -> 
             remedy = "Give one for each picture, or a single one for all."
             raise ConditionError(what, got=f"{size} for {n} pictures", expected=f"{n}", remedy=remedy)
     given = list(range(n)) if given is None else given
-    return prompts, tuple(given * n if len(given) == 1 else given)
+    return tuple(given * n if len(given) == 1 else given)
 
 
 def _pixels(pipe: Any, image: Any, height: int | None, width: int | None) -> Tensor:
@@ -198,7 +197,12 @@ def _pixels(pipe: Any, image: Any, height: int | None, width: int | None) -> Ten
     if processor is None:
         remedy = "Start from latents instead."
         raise UnsupportedError("image", got=type(pipe).__name__, expected="one with image_processor", remedy=remedy)
-    return processor.preprocess(image, height=height, width=width)
+    try:
+        return processor.preprocess(image, height=height, width=width)
+    except (TypeError, ValueError) as error:
+        remedy = "Open it first, e.g. PIL.Image.open(path)."
+        expected = "a PIL image, an array or a tensor, or several"
+        raise ConditionError("image", got=type(image).__name__, expected=expected, remedy=remedy) from error
 
 
 def _later(grid: Grid, strength: float) -> Grid:
@@ -237,46 +241,3 @@ def _start(
 def _packed(p: Pipe, x: Tensor) -> Tensor:
     """Latents as the pipeline returns them."""
     return p.pipe._pack_latents(x, *x.shape) if p.family.name == "Flux" else x
-
-
-def _conditions(
-    p: Pipe, rule: Guidance, prompts: list[Any], negative: Any, size: Size, scale: float
-) -> tuple[Denoiser, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """The model with its "null", the main condition, and "negative" where guidance names it."""
-    asked, against = _asked(rule), [] if negative is None else _many(negative)
-    if against and len(against) not in (1, len(prompts)):
-        remedy = "Give one negative prompt, or one for each prompt."
-        expected = f"1 or {len(prompts)}"
-        raise ConditionError("negative prompts", got=len(against), expected=expected, remedy=remedy)
-    named = "negative" in asked
-    if against and not named and len(set(against)) > 1:
-        remedy = "Say CFG(w, away='negative'): that may differ from row to row."
-        expected = "one text for all as 'null'"
-        raise UnsupportedError("negative prompts", got=f"{len(against)} texts", expected=expected, remedy=remedy)
-    said = encode(p, prompts, size)
-    cond = _told(p, said, scale)
-    conds = {"negative": _single(_told(p, encode(p, against, size), scale))} if named else {}
-    null = None
-    if "null" in asked:
-        rows = encode(p, against[:1], size) if against and not named else nothing(p, size, said)
-        null = {name: v[0] for name, v in _told(p, rows, scale).items()}
-    model = from_diffusers(p.net, p.pipe.scheduler, null=null, tokens=_length(cond))
-    return model, _single(cond), conds
-
-
-def _told(p: Pipe, cond: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The conditions with the scale that a model with distilled guidance is told."""
-    if not p.family.distilled(p.net):
-        return cond
-    rows = next(iter(cond.values()))
-    return cond | {"guidance": torch.full((len(rows),), scale, device=rows.device)}
-
-
-def _single(cond: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of one row, the values without the batch axis, which serve every row."""
-    return {name: v[0] if len(v) == 1 else v for name, v in cond.items()}
-
-
-def _length(cond: Mapping[str, Tensor]) -> int:
-    text = cond.get("encoder_hidden_states")
-    return 1 if text is None else text.shape[1]

@@ -1,0 +1,113 @@
+"""The two ways to run an objective's body: all at once along dims, or again and again with choices given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wayfield.core.errors import UnsupportedError
+from wayfield.vi.run import Run, Term
+from wayfield.vi.seeding import rewind, states
+from wayfield.vi.smooth import Watch
+from wayfield.vi.strategy import Enum, LeaveOneOut, Reinforce
+from wayfield.vi.surrogate import check_cost, enumerated, expected, surrogate
+
+if TYPE_CHECKING:
+    from wayfield.vi.objective import Objective
+
+__all__ = ["replayed", "vectorised"]
+
+
+def vectorised(
+    objective: Objective, args: tuple[Any, ...], watch: Watch | None = None, runs: list[Run] | None = None
+) -> Tensor:
+    """The body once, samples, rows and enumerated values along dims; once more per alternative of an MVD site.
+
+    watch: checks, and follows values / runs: filled with what was run.
+    """
+    batch = objective.batch(args)
+    snapshots = None if torch.compiler.is_compiling() else states
+    run = Run(objective.samples, batch, strategies=objective.strategies, watch=watch, snapshots=snapshots)
+    cost = check_cost(run, objective.body(run, *args))
+    made = [run]
+
+    def again(term: Term, value: Tensor) -> Tensor:
+        forced = {t.index: t.value for t in run.terms[: term.index]} | {term.index: value}
+        other = Run(objective.samples, batch, forced, objective.strategies, pure=True)
+        made.append(other)
+        with torch.no_grad(), rewind(term.state):
+            return expected(other, check_cost(other, objective.body(other, *args)), term.index)
+
+    total = expected(run, surrogate(run, cost, again))
+    if runs is not None:
+        runs.extend(made)
+    return total.mean()
+
+
+def replayed(
+    objective: Objective, args: tuple[Any, ...], watch: Watch | None = None, runs: list[Run] | None = None
+) -> Tensor:
+    """The body once per sample and per path of enumerated values; MVD's alternatives likewise."""
+    if objective.batch_dims:
+        remedy = "Call the objective once per row, or write decisions with masks."
+        raise UnsupportedError(
+            "engine 'replay'", got=f"batch_dims={objective.batch_dims}", expected="batch_dims=0", remedy=remedy
+        )
+    made: list[Run] = []
+    paths = [_paths(objective, args, watch, made) for _ in range(objective.samples)]
+    weights = [[w.exp() if (w := enumerated(run)) is not None else torch.ones(()) for run, _ in p] for p in paths]
+    means = [
+        torch.stack([(w * cost).detach().sum() for w, (_, cost) in zip(ws, p, strict=True)]).sum()
+        for ws, p in zip(weights, paths, strict=True)
+    ]
+    total = torch.zeros(())
+    for s, (ws, path) in enumerate(zip(weights, paths, strict=True)):
+        others = [m for k, m in enumerate(means) if k != s]
+        for w, (run, cost) in zip(ws, path, strict=True):
+            alone = _alone(run, others)
+            total = total + w * surrogate(run, cost, _again(objective, args, run, made), alone).sum()
+    if runs is not None:
+        runs.extend(made)
+    return total / objective.samples
+
+
+def _paths(
+    objective: Objective, args: tuple[Any, ...], watch: Watch | None, made: list[Run]
+) -> list[tuple[Run, Tensor]]:
+    """A run for every path of enumerated values, depth first: each tells where the next ones branch off."""
+    found, todo = [], [[]]
+    while todo:
+        prefix = todo.pop()
+        run = Run(strategies=objective.strategies, watch=watch, choices=list(prefix), snapshots=states)
+        cost = check_cost(run, objective.body(run, *args))
+        found.append((run, cost))
+        made.append(run)
+        places = [t for t in run.terms if isinstance(t.strategy, Enum)]
+        for d in range(len(prefix), len(places)):
+            assert run.choices is not None
+            todo.extend([*run.choices[:d], k] for k in range(1, places[d].count))
+        limit = min((t.strategy.limit for t in places if isinstance(t.strategy, Enum)), default=1)
+        if len(found) + len(todo) > max(limit, 1):
+            remedy = "Choose Reinforce() or MVD() for some sites, or raise Enum(limit=...)."
+            got = f"more than {limit} paths of enumerated values"
+            raise UnsupportedError(f"site {places[-1].name!r}", got=got, expected=f"at most {limit}", remedy=remedy)
+    return found
+
+
+def _again(objective: Objective, args: tuple[Any, ...], run: Run, made: list[Run]) -> Any:
+    def again(term: Term, value: Tensor) -> Tensor:
+        forced = {t.index: t.value for t in run.terms[: term.index]} | {term.index: value}
+        other = Run(forced=forced, strategies=objective.strategies, choices=[], pure=True)
+        made.append(other)
+        with torch.no_grad(), rewind(term.state):
+            return check_cost(other, objective.body(other, *args))
+
+    return again
+
+
+def _alone(run: Run, others: list[Tensor]) -> Tensor | None:
+    """The mean of the other samples, where a site asks for it."""
+    left = any(isinstance(t.strategy, Reinforce) and isinstance(t.strategy.baseline, LeaveOneOut) for t in run.terms)
+    return torch.stack([*others]).mean() if left and others else None

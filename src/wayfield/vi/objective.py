@@ -1,0 +1,154 @@
+r"""Objectives as programs: a body that draws, weighs and returns a cost; here it becomes a value and an unbiased
+gradient.
+
+.. math:: \ell(\theta) = \mathbb{E}[\,\text{body}_\theta\,], \qquad
+    \mathbb{E}[\text{value}] = \ell, \quad \mathbb{E}[\nabla\, \text{surrogate}] = \nabla \ell
+
+Sign: objectives of this folder are bounds and are **maximised**; value and surrogate have the same sign. The loss for
+an optimiser that descends is `-estimate`.
+
+Two engines. `vectorised` runs the body once with all samples, rows and enumerated values along dims. `replay` runs it
+once per sample and per path of enumerated values, for programs whose Python decides by what was drawn. `auto` is
+vectorised until a program shows that it needs the other.
+
+Shapes: cost [..., S, B]; value and surrogate (), means over samples and rows, sums over enumerated values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from wayfield.core.errors import NonFiniteError, RangeError, ShapeError, unknown_name
+from wayfield.core.estimate import Estimate
+from wayfield.vi.engines import replayed, vectorised
+from wayfield.vi.run import Run
+from wayfield.vi.seeding import seeded
+from wayfield.vi.smooth import NeedsReplayError, Watch
+from wayfield.vi.strategy import Strategy
+
+__all__ = ["Objective", "unvalidated"]
+
+Engine = Literal["auto", "vectorised", "replay"]
+Body = Callable[..., Tensor]
+"""body(run, *args) -> cost [..., S, B]; `run` simulates programs and gives their densities."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """An expectation with an unbiased gradient; call it with the body's arguments and a seed.
+
+    body: see `Body` / samples: independent draws, averaged / batch_dims: leading dims of the first argument that are
+    independent rows; every site has them / strategies: by site name, over what programs say / engine: see the module /
+    name: what messages and `explain` call it.
+
+    The first call checks what later ones take on trust: smooth use of reparameterised values, finite log-densities,
+    torch's own checks of parameters. Raises RangeError, UnknownNameError for wrong options; in a call ShapeError,
+    UnsupportedError, NonFiniteError that name the site.
+    """
+
+    body: Body
+    samples: int = 1
+    batch_dims: int = 0
+    strategies: Mapping[str, Strategy] = field(default_factory=dict)
+    engine: Engine = "auto"
+    name: str = "objective"
+    _seen: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for what, value, least in (("samples", self.samples, 1), ("batch_dims", self.batch_dims, 0)):
+            if not isinstance(value, int) or value < least:
+                want = f"a whole number of at least {least}"
+                raise RangeError(what, got=value, expected=want, remedy=f"Give {what}={least} or more.")
+        if self.engine not in ("auto", "vectorised", "replay"):
+            raise unknown_name("engine", self.engine, ("auto", "vectorised", "replay"))
+
+    def __call__(self, *args: Any, seed: int) -> Estimate:
+        """Value and surrogate, (). The same seed gives the same numbers; nothing else is random."""
+        with seeded(seed):
+            if not self._seen.get("checked"):
+                self._first(*args)
+            with seeded(seed), unvalidated():
+                surrogate = self.surrogate(*args)
+        return Estimate(surrogate, surrogate)
+
+    def surrogate(self, *args: Any) -> Tensor:
+        """The surrogate alone, (), from torch's default generators as they stand: what torch.compile takes.
+
+        Its value is the objective's. `fit` seeds around it.
+        """
+        if self._seen.get("engine", self.engine) == "replay":
+            return replayed(self, args)
+        return vectorised(self, args)
+
+    def with_strategies(self, strategies: Mapping[str, Strategy]) -> Objective:
+        """The same objective with other strategies at these sites."""
+        merged = {**self.strategies, **strategies}
+        return Objective(self.body, self.samples, self.batch_dims, merged, self.engine, self.name)
+
+    def explain(self, *args: Any, seed: int = 0) -> str:
+        """What a call does, in words: the engine and why, each site's strategy, and how often the body is run."""
+        with seeded(seed):
+            self._first(*args)
+        return self._seen["told"]
+
+    def batch(self, args: tuple[Any, ...]) -> tuple[int, ...]:
+        """The rows of a call. Raises ShapeError where the first argument has too few dims."""
+        if not self.batch_dims:
+            return ()
+        first = args[0] if args else None
+        if not isinstance(first, Tensor) or first.ndim < self.batch_dims:
+            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            remedy = "Give the data first, rows leading; or batch_dims=0."
+            want = f"at least {self.batch_dims} dims"
+            raise ShapeError(f"first argument of {self.name}", got=got, expected=want, remedy=remedy)
+        return tuple(first.shape[: self.batch_dims])
+
+    def _first(self, *args: Any) -> None:
+        """A run with every check, without gradient's use; decides the engine."""
+        engine, why = self.engine, "asked for"
+        if engine == "auto":
+            engine, why = "vectorised", "no decision in Python depends on several drawn values"
+            try:
+                told = _checked(self, vectorised, args)
+            except NeedsReplayError as error:
+                if self.batch_dims:
+                    raise
+                engine, why = "replay", f"{error.what} decides in Python"
+                told = _checked(self, replayed, args)
+        else:
+            told = _checked(self, vectorised if engine == "vectorised" else replayed, args)
+        self._seen.update(checked=True, engine=engine, told=f"{self.name}: {engine} engine ({why})\n{told}")
+
+
+def _checked(objective: Objective, engine: Callable[..., Tensor], args: tuple[Any, ...]) -> str:
+    """Run once under the watch; what its sites did, a line each."""
+    runs: list[Run] = []
+    with Watch() as watch:
+        value = engine(objective, args, watch, runs)
+    if not bool(torch.isfinite(value.detach())):
+        remedy = "Every site's log density is finite; look at what the objective does with them."
+        raise NonFiniteError(f"value of {objective.name}", got=float(value.detach()), expected="finite", remedy=remedy)
+    main = runs[0]
+    if missing := sorted(objective.strategies.keys() - {t.name for t in main.terms}):
+        raise unknown_name("site in strategies", missing[0], {t.name for t in main.terms})
+    lines = [f"  {t.name}: {t.strategy!r} of {type(t.dist).__name__}" for t in main.terms]
+    return "\n".join([*lines, f"  the body runs {len(runs)} times a call"])
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """torch.distributions do not check their parameters inside: the first call has."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)

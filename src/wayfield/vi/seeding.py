@@ -1,0 +1,61 @@
+"""Seeds for torch.distributions, which draw from torch's default generators and from nothing else.
+
+Inside, the default generators run from the seed; outside they are as they were before. Nothing here leaves a trace in
+the caller's randomness, and nothing drawn by the caller changes a seeded run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from wayfield.core.errors import RangeError
+
+__all__ = ["rewind", "seeded", "states"]
+
+
+def _generators() -> list[torch.Generator]:
+    cuda = torch.cuda.default_generators if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *cuda]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's default generators start from `seed` (a whole number of at least 0) inside, and are restored after."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        remedy = "Give seed=0, and another in every step of a loop."
+        raise RangeError("seed", got=repr(seed), expected="a whole number of at least 0", remedy=remedy)
+    generators = _generators()
+    before = [g.get_state() for g in generators]
+    for g in generators:
+        g.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for g, state in zip(generators, before, strict=True):
+            g.set_state(state)
+
+
+def states() -> list[Tensor]:
+    """Where the default generators stand."""
+    return [g.get_state() for g in _generators()]
+
+
+@contextmanager
+def rewind(to: list[Tensor]) -> Iterator[None]:
+    """Go on from `to` inside, and from where they stood after. An empty list changes nothing."""
+    if not to:
+        yield
+        return
+    generators = _generators()
+    before = [g.get_state() for g in generators]
+    for g, state in zip(generators, to, strict=True):
+        g.set_state(state)
+    try:
+        yield
+    finally:
+        for g, state in zip(generators, before, strict=True):
+            g.set_state(state)
