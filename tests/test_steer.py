@@ -268,6 +268,19 @@ def test_parts_whose_weights_are_elsewhere(tmp_path):
     assert next(pipe.unet.parameters()).is_meta
 
 
+def test_offloading_as_the_pipeline_offers_it(tmp_path):
+    pipe = made(sd, DDIM, tmp_path)
+    options = {"guidance": wf.CFG(2.0), "steps": 2, "latents": noise(), "output_type": "pt"}
+    before = steer(pipe, PROMPTS, **options)
+    pipe.enable_model_cpu_offload(device="cpu")
+    freed, free = [], pipe.maybe_free_model_hooks
+    pipe.maybe_free_model_hooks = lambda: (freed.append(1), free())
+    after = steer(pipe, PROMPTS, **options)
+    assert torch.equal(after.images, before.images)
+    assert freed == [1]
+    assert hasattr(pipe.unet, "_hf_hook")
+
+
 def test_the_safety_checker_is_asked(tmp_path, monkeypatch):
     pipe = made(sd, DDIM, tmp_path)
     pipe.safety_checker = object()

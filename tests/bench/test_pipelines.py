@@ -103,8 +103,10 @@ def test_a_diffusers_without_modular_pipelines_gives_a_warning_and_no_row(monkey
 def test_quick_suite_runs(monkeypatch):
     monkeypatch.setattr(pipelines, "STEPS", 2)
     monkeypatch.setattr(pipelines, "FAST", SMALL)
+    monkeypatch.setattr(pipelines, "MIDDLE", Size(8, 8))
     monkeypatch.setattr(pipelines, "SLOW", Size(8, 8))
     monkeypatch.setattr(timing, "interleaved", lambda runs, rounds, **_: [[1.0] * rounds for _ in runs])
     rows = bench.run("diffusers", quick=True)
-    assert {row.case for row in rows} >= {f"ddim, batch {b}{also}" for b in (1, 4) for also in ("", ", slow network")}
+    networks = ("", ", middle network", ", slow network")
+    assert {row.case for row in rows} >= {f"ddim, batch {b}{also}" for b in (1, 4) for also in networks}
     assert all(row.ratio == 1.0 for row in rows if "(" not in row.case)
