@@ -48,6 +48,18 @@ def test_memo(mixture, randn64):
     assert (a.calls, a.evaluated) == (2, 8)
 
 
+@pytest.mark.parametrize("rows", [None, (1, 3)])
+def test_sides_are_the_x0_of_the_answers(mixture, randn64, rows):
+    a = ask_at(binding(mixture, Batching()), randn64(4, 2))
+    a = a if rows is None else a.view(Rows.of(rows, CPU))
+    plus, minus = a.sides(COND, NULL)
+    assert (a.calls, a.evaluated) == (1, 2 * (4 if rows is None else 2))
+    for x0, answer in zip((plus, minus), a(COND, NULL), strict=True):
+        assert torch.equal(x0, answer.x0)
+    assert a.calls == 1
+    assert plus is a.base or rows is not None
+
+
 def test_networks_are_grouped_by_name(mixture, randn64):
     a = ask_at(binding(mixture, Batching(), weak=mixture(Trig(), d=2)), randn64(4, 2))
     main, weak, _ = a(COND, Query("cond", "weak"), NULL)

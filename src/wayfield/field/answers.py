@@ -23,22 +23,25 @@ __all__ = ["Answers"]
 
 @final
 class Answers:
-    """Answers at points x (B, *D). full: for the whole batch / some: for known rows of it / calls, rows: the cost so
-    far / levels: by network / landing: the level that the step goes to, if known.
+    """Answers at points x (B, *D). x0: for the whole batch / full: pairs of those that somebody asked for, see `get` /
+    some: for known rows of the batch / calls, rows: the cost so far / levels: by network / landing: the level that the
+    step goes to, if known.
     """
 
-    __slots__ = ("_leaf", "binding", "calls", "full", "landing", "levels", "rows", "some", "x")
+    __slots__ = ("_leaf", "_made", "binding", "calls", "full", "landing", "levels", "rows", "some", "x", "x0")
 
     def __init__(self, binding: Binding, x: Tensor, levels: Mapping[str, Level], landing: Landing | None) -> None:
         self.binding, self.x, self.levels, self.landing = binding, x, levels, landing
         self.calls = self.rows = 0
+        self.x0: dict[Query, Tensor] = {}
         self.full: dict[Query, Prediction] = {}
+        self._made: list[tuple[Call, Prediction]] = []
         self.some: dict[Query, tuple[Rows, Prediction]] = {}
         self._leaf: Tensor | None = None
 
     def fetch(self, wants: tuple[Want, ...]) -> None:
         """Evaluate what is not yet known of queries (networks by their real names) for rows of the whole batch."""
-        if self.full or self.some:
+        if self.x0 or self.some:
             wants = self.missing(wants)
         if wants:
             self.run(self.binding.layout(wants, self.x))
@@ -48,16 +51,22 @@ class Answers:
         for call in calls:
             self.calls += 1
             self.rows += call.total
-            if call.wants[0][0].grad:
+            if call.queries[0].grad:
                 self._pulled(call)
+                continue
+            pair = call.denoise(self.x, self.levels)
+            if len(call.sizes) == 1:
+                self.keep(*call.wants[0], pair)
+            elif call.rows is None:
+                self.x0.update(zip(call.queries, pair.x0.split_with_sizes(call.sizes), strict=True))
+                self._made.append((call, pair))
             else:
-                self._plain(call)
+                for k, (query, rows) in enumerate(call.wants):
+                    self.keep(query, rows, _part(call, pair, k))
 
     def get(self, query: Query, rows: Rows | None) -> Prediction:
         """A known answer, for some rows of the batch or for all."""
-        known, pred = None, self.full.get(query)
-        if pred is None:
-            known, pred = self.some[query]
+        known, pred = (None, self._pair(query)) if query in self.x0 else self.some[query]
         if rows is None or known == rows:
             return pred
         index = rows.within(known)
@@ -67,7 +76,7 @@ class Answers:
         """What of these wants is not known yet."""
         out = []
         for query, rows in wants:
-            if query in self.full:
+            if query in self.x0:
                 continue
             if query not in self.some:
                 out.append((query, rows))
@@ -82,7 +91,7 @@ class Answers:
     def keep(self, query: Query, rows: Rows | None, pred: Prediction) -> None:
         """Remember an answer, joined in rising order with what was known for other rows."""
         if rows is None:
-            self.full[query] = pred
+            self.x0[query], self.full[query] = pred.x0, pred
             return
         if query in self.some:
             known, before = self.some[query]
@@ -93,7 +102,7 @@ class Answers:
             pred = with_graph(joined) if query.grad else joined()
         self.some[query] = (rows, pred)
         if len(rows.index) == self.binding.batch:
-            self.full[query] = self.some.pop(query)[1]
+            self.keep(query, None, self.some.pop(query)[1])
 
     def leaf(self) -> Tensor:
         """The points (B, *D) as what gradients are taken in."""
@@ -101,27 +110,27 @@ class Answers:
             self._leaf = self.x if self.x.requires_grad else self.x.detach().requires_grad_()
         return self._leaf
 
-    def _plain(self, call: Call) -> None:
-        pair, sizes = call.denoise(self.x, self.levels), call.sizes
-        if len(sizes) == 1:
-            self.keep(*call.wants[0], pair)
-            return
-        for k, x0 in enumerate(pair.x0.split_with_sizes(sizes)):
-            query, rows = call.wants[k]
-            pred = Prediction(x0, lambda k=k: pair.eps.split_with_sizes(sizes)[k], pair.tied)
-            if rows is None:
-                self.full[query] = pred
-            else:
-                self.keep(query, rows, pred)
+    def _pair(self, query: Query) -> Prediction:
+        """The answer for the whole batch with its eps, which few ask for."""
+        if query not in self.full:
+            call, pair = next(made for made in self._made if query in made[0].queries)
+            k = call.queries.index(query)
+            self.full[query] = Prediction(self.x0[query], lambda: pair.eps.split_with_sizes(call.sizes)[k], pair.tied)
+        return self.full[query]
 
     def _pulled(self, call: Call) -> None:
         pair = with_graph(lambda: call.denoise(self.leaf(), self.levels))
         for k, (query, rows) in enumerate(call.wants):
-            pred = with_graph(lambda k=k: pair.map(lambda y: y.split_with_sizes(call.sizes)[k]))
+            pred = with_graph(lambda k=k: _part(call, pair, k))
             self.keep(query, rows, pred)
             twin = query._replace(grad=False)
-            if twin not in self.full and twin not in self.some:  # it serves who wants the same without
+            if twin not in self.x0 and twin not in self.some:  # it serves who wants the same without
                 self.keep(twin, rows, pred.map(_settled))
+
+
+def _part(call: Call, pair: Prediction, k: int) -> Prediction:
+    """The k-th branch of a call's answers."""
+    return pair.map(lambda y: y.split_with_sizes(call.sizes)[k])
 
 
 def _settled(x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Ask:
     answers: what all views of the point share.
     """
 
-    __slots__ = ("_nets", "_own", "_x", "answers", "origin", "rows")
+    __slots__ = ("_nets", "_own", "_x", "_x0", "answers", "origin", "rows")
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Ask:
         self._nets = _SAME
         self.answers = Answers(binding, x, levels, landing) if _of is None else _of.answers
         self._own: dict[Query, Prediction] = self.answers.full if _of is None else {}
+        self._x0: dict[Query, Tensor] = self.answers.x0 if _of is None else {}
         self._x: Tensor | None = x if _of is None else None
 
     def view(self, rows: Rows | None = None, nets: Mapping[str, str] | None = None) -> Ask:
@@ -111,8 +112,8 @@ class Ask:
     @property
     def base(self) -> Tensor:
         """The x0-prediction that guidance pushes from, (b, *D)."""
-        known = self._own.get(self.origin)
-        return (self(self.origin)[0] if known is None else known).x0
+        known = self._x0.get(self.origin)
+        return self(self.origin)[0].x0 if known is None else known
 
     def __call__(self, *queries: Query) -> tuple[Prediction, ...]:
         """Answers in the order asked; only what is not yet known costs a network call."""
@@ -122,6 +123,14 @@ class Ask:
             self._find([q for q in queries if q not in own])
             found = [own[q] for q in queries]
         return tuple(found)  # pyright: ignore[reportReturnType]
+
+    def sides(self, plus: Query, minus: Query) -> tuple[Tensor, Tensor]:
+        """Only the x0 of two answers, (b, *D) each, for those many who need no eps."""
+        known = self._x0
+        if plus in known and minus in known:
+            return known[plus], known[minus]
+        a, b = self(plus, minus)
+        return a.x0, b.x0
 
     def told(self, net: str, cond: Mapping[str, Tensor]) -> Prediction:
         """The answer of a network to a condition made at this point: counted, but neither checked nor shared.
@@ -157,19 +166,18 @@ class Ask:
         if mask is None:
             answers.keep(query, rows, answer if rows is None else answer.take(rows.tensor))
             return
-        if query in answers.full:
-            x0 = torch.where(expand(mask, x0), x0, answers.full[query].x0)
+        if query in answers.x0:
+            x0 = torch.where(expand(mask, x0), x0, answers.x0[query])
         elif query in answers.some:
             known, net = answers.some.pop(query)
             mine = torch.where(expand(mask[known.tensor], net.x0), x0[known.tensor], net.x0)
             x0 = x0.index_copy(0, known.tensor, mine)
-        answers.full[query] = Ask(answers.binding, answers.x, answers.levels).point(x0)
+        answers.keep(query, None, Ask(answers.binding, answers.x, answers.levels).point(x0))
 
     def point(self, x0: Tensor) -> Prediction:
         """The pair whose x0 is given and whose eps is the one this point then has; eps is computed when first used."""
-        x = self._x if self._x is not None else self.x
         level = self.answers.levels[self._nets.get("main", "main")]
-        return at_point(x0, x, self.level if level.alpha.ndim else level)
+        return at_point(x0, self.x, level.map(self._pick) if level.alpha.ndim else level)
 
     def express(self, x0: Tensor, space: str) -> Tensor:
         """x0 in another space at this point: "x0", "eps", or "native", what the main network answers with."""
@@ -200,8 +208,7 @@ class Ask:
         real = [q._replace(net=self._nets.get(q.net, q.net)) for q in missing] if self._nets else missing
         for grad in sorted({q.grad for q in real}, reverse=True):  # a gradient query serves its plain twin
             self.answers.fetch(tuple([(q, self.rows) for q in real if q.grad == grad]))
-        if self._own is not self.answers.full:
-            self._own.update({q: self.answers.get(r, self.rows) for q, r in zip(missing, real, strict=True)})
+        self._own.update({q: self.answers.get(r, self.rows) for q, r in zip(missing, real, strict=True)})
 
     def _pick(self, x: Tensor) -> Tensor:
         return x if self.rows is None else x.index_select(0, self.rows.tensor)

@@ -60,13 +60,14 @@ class Counts(NamedTuple):
 class Call(NamedTuple):
     """One network call: several branches of one network, concatenated.
 
-    wants: the branches / cond: of all rows / sizes: rows of each branch / total: their sum / rows: which rows of the
-    batch are in the call, (total,); None if every branch is whole.
+    wants: the branches / queries: theirs / cond: of all rows / sizes: rows of each branch / total: their sum / rows:
+    which rows of the batch are in the call, (total,); None if every branch is whole.
     """
 
     net: str
     denoiser: Denoiser
     wants: tuple[Want, ...]
+    queries: tuple[Query, ...]
     cond: Cond
     sizes: list[int]
     total: int
@@ -139,7 +140,7 @@ class Binding:
             known = self._layouts[wants] = tuple(
                 self._call(net, part, x)
                 for (net, _), group in groups.items()
-                for part in self.batching.split(group, [self._size(w) for w in group], x[0].numel())
+                for part in self.batching.split(group, [self._size(w) for w in group], x.numel() // len(x))
             )
         return known
 
@@ -174,7 +175,8 @@ class Binding:
             everything = torch.arange(self.batch, device=x.device)
             index = torch.cat([everything if rows is None else rows.tensor for _, rows in wants])
         sizes = [self._size(w) for w in wants]
-        return Call(net, self.nets[net], tuple(wants), concat(conds), sizes, sum(sizes), index)
+        queries = tuple([query for query, _ in wants])
+        return Call(net, self.nets[net], tuple(wants), queries, concat(conds), sizes, sum(sizes), index)
 
 
 def renamed(nets: Mapping[str, str], further: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -35,7 +35,7 @@ class Blend(NamedTuple):
     @staticmethod
     def of(calls: tuple[Call, ...], origin: Query, weights: Mapping[Query, float]) -> Blend:
         """From the weights of the answers other than the origin's."""
-        places = {query: k for k, query in enumerate(query for call in calls for query, _ in call.wants)}
+        places = {query: k for k, query in enumerate(query for call in calls for query in call.queries)}
         rows = sum(call.total for call in calls)
         return Blend(calls, rows, places[origin], tuple((places[q], w) for q, w in weights.items()))
 
@@ -48,8 +48,7 @@ class Blend(NamedTuple):
         base = out = answers[self.origin]
         for k, weight in self.others:  # to the bit what a term does alone
             out = along(out, base, answers[k], weight)
-        level = levels["main"]
-        return at_point(out, x, level if not level.alpha.ndim else level.map(lambda c: expand(c, x)))
+        return at_point(out, x, levels["main"])
 
 
 def along(x0: Tensor, base: Tensor, other: Tensor, weight: float) -> Tensor:
@@ -62,6 +61,8 @@ def along(x0: Tensor, base: Tensor, other: Tensor, weight: float) -> Tensor:
 def at_point(x0: Tensor, x: Tensor, level: Level) -> Prediction:
     """The pair whose x0 is given and whose eps is the one that x then has, computed when first used.
 
-    level: laid out over x.
+    level: numbers () or (b,).
     """
-    return Prediction(x0, lambda: torch.addcmul(level.point_x * x, level.point_x0, x0), tied=True)
+    if level.alpha.ndim:
+        level = level.map(lambda c: expand(c, x))
+    return Prediction(x0, lambda: torch.addcmul(level.point_x * x, level.point_x0, x0), True)

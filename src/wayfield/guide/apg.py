@@ -56,7 +56,6 @@ VARIANTS = ("paper", "uncond_base", "plus_one")
 UNITS = ("l2", "rms")
 _HALF = (torch.float16, torch.bfloat16)
 _TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
-_Dims = int | tuple[int, ...]
 
 
 def project(d: Tensor, on: Tensor, axes: Axes = None) -> tuple[Tensor, Tensor]:
@@ -68,8 +67,9 @@ def project(d: Tensor, on: Tensor, axes: Axes = None) -> tuple[Tensor, Tensor]:
     """
     check_like("what is projected on", on, d)
     dtype = _wide(d.dtype)
-    y = d.to(dtype)
-    parallel = _share(y, on.to(dtype), _dims(axes, d.ndim)) * on.to(dtype)
+    y, unit, dims = d.to(dtype), on.to(dtype), _dims(axes, d.ndim)
+    unit = unit / torch.linalg.vector_norm(unit, 2, dims, True).clamp_min(_TINY[dtype])
+    parallel = (y * unit).sum(dims, True) * unit
     return parallel.to(d.dtype), (y - parallel).to(d.dtype)
 
 
@@ -122,12 +122,12 @@ class APG(Shaper):
             _check_axes(self.axes)
         object.__setattr__(self, "remembers", self.beta != 0)
         object.__setattr__(self, "absolute", bool(self.r))
-        _ = self._shrink  # made here: compiled steps only read it
+        _ = self._inverse  # made here: compiled steps only read it
 
     @cached_property
-    def _shrink(self) -> Tensor:
-        """1 / r, (), as a tensor: that multiplies faster than a number."""
-        return torch.tensor(1 / self.r if self.r else 0.0, dtype=torch.float64)
+    def _inverse(self) -> Mapping[torch.dtype, Tensor]:
+        """1 / r, (), by type: a tensor of the same type multiplies faster than a number."""
+        return {dtype: torch.tensor(1 / self.r if self.r else 0.0, dtype=dtype) for dtype in _TINY}
 
     def init(self, x: Tensor, n: int) -> State:
         """No momentum yet, in float32 at least: it sums over all steps."""
@@ -141,16 +141,19 @@ class APG(Shaper):
 
     def shape(self, ask: Ask, push: Tensor, step: Step, state: State) -> tuple[Tensor, State]:
         """See `Shaper.shape`."""
-        dims, half = _dims(self.axes, push.ndim), push.dtype in _HALF
+        # a number is faster than a tuple of one
+        dims = 1 if self.axes is None and push.ndim == 2 else _dims(self.axes, push.ndim)
+        half = push.dtype in _HALF
         c, d, r = (ask.base.float(), push.float(), self.r) if half else (ask.base, push, self.r)
         if self.remembers:
             d = torch.add(d, state[0], alpha=self.beta)
             state = (d,)
         if r:
-            shrink = self._shrink if self.unit == "l2" else 1 / (r * _count(d, dims) ** 0.5)
-            d = d / (torch.linalg.vector_norm(d, 2, dims, True) * shrink).clamp_min(1)
+            inverse = self._inverse[d.dtype] if self.unit == "l2" else 1 / (r * _count(d, dims) ** 0.5)
+            d = d / (torch.linalg.vector_norm(d, 2, dims, True) * inverse).clamp_min_(1)
         if self.eta != 1:
-            d = torch.addcmul(d, _share(d, c, dims), c, value=self.eta - 1)
+            c = c / torch.linalg.vector_norm(c, 2, dims, True).clamp_min(_TINY[c.dtype])
+            d = torch.addcmul(d, (d * c).sum(dims, True), c, value=self.eta - 1)
         return (d.to(push.dtype) if half else d), state
 
 
@@ -226,15 +229,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
-def _share(d: Tensor, on: Tensor, dims: _Dims) -> Tensor:
-    """<d, on> / <on, on>; 0 where `on` is 0."""
-    return (d * on).sum(dims, True) / (on * on).sum(dims, True).clamp_min(_TINY[d.dtype])
-
-
-def _dims(axes: Axes, ndim: int) -> _Dims:
+def _dims(axes: Axes, ndim: int) -> tuple[int, ...]:
     """The dimensions that are summed over, checked, counted from the front."""
     if axes is None:
-        return 1 if ndim == 2 else tuple(range(1, ndim))  # a single number is faster than a tuple of one
+        return tuple(range(1, ndim))
     _check_axes(axes)
     dims = tuple(a % ndim if -ndim <= a < ndim else 0 for a in axes)
     if 0 in dims or len(set(dims)) < len(dims):
@@ -245,7 +243,7 @@ def _dims(axes: Axes, ndim: int) -> _Dims:
     return dims
 
 
-def _count(x: Tensor, dims: _Dims) -> int:
+def _count(x: Tensor, dims: int | tuple[int, ...]) -> int:
     n = 1
     for dim in (dims,) if isinstance(dims, int) else dims:
         n *= x.shape[dim]

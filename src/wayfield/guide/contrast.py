@@ -56,8 +56,8 @@ class Contrast(Direction):
 
     def __call__(self, ask: Ask, step: Step, state: State, plan: TermPlan) -> Pushed:
         """See `Term`."""
-        plus, minus = ask(self.plus, self.minus)
-        gap, gain = plus.x0 - minus.x0, self.gain
+        plus, minus = ask.sides(self.plus, self.minus)
+        gap, gain = plus - minus, self.gain
         if gain == 1:
             return gap, state
         return gap * (ask.column(gain) if isinstance(gain, tuple) else gain), state
@@ -75,8 +75,8 @@ class Contrast(Direction):
         gain = self.gain
         if isinstance(gain, tuple):
             return super().onto(x0, ask, step, state, plan)
-        plus, minus = ask(self.plus, self.minus)
-        return along(x0, plus.x0, minus.x0, -gain), state
+        plus, minus = ask.sides(self.plus, self.minus)
+        return along(x0, plus, minus, -gain), state
 
 
 @final

@@ -24,7 +24,7 @@ from wayfield.core.errors import DTypeError, RangeError, UnsupportedError, unkno
 from wayfield.core.predict import Prediction
 from wayfield.field.ask import Ask
 from wayfield.field.binding import COND, Binding, Call, Query
-from wayfield.field.blend import Blend
+from wayfield.field.blend import Blend, at_point
 from wayfield.field.denoiser import Landing, Level
 from wayfield.field.rows import Rows
 from wayfield.guide.contrast import Contrast
@@ -218,9 +218,9 @@ class Guidance:
         else:
             assert self.term is not None
             x0, term = self.term.onto(ask.base, ask, step, term, root)
-            pred = ask.point(x0)
+            pred = at_point(x0, x, at.levels["main"])
         if self.clip is not None:
-            pred = ask.point(pred.x0.clamp(*self.clip))
+            pred = at_point(pred.x0.clamp(*self.clip), x, at.levels["main"])
         if self.noise is not None:
             pred = Prediction(pred.x0, ask(self.noise)[0].eps)
         if not answering:

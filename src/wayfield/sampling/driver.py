@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -38,6 +39,7 @@ from wayfield.solve.roles import Solver
 __all__ = ["Result", "StepInfo", "sample"]
 
 _GRAPHS = 512
+_Plans = tuple[Steering, ...]
 
 
 class StepInfo(NamedTuple):
@@ -186,11 +188,11 @@ def _loop(
     branches = run.binding.batch * run.guidance.branches
     first, x, state, gstate, counts, trajectory = s
     calls, rows, skipped = counts
-    plan, each = _planning(run, x, gstate), run.tables
-    todo = list(zip(range(n), each.rows, each.at, each.steps, each.plan.draws, strict=True))[first:]
-    for i, row, at, steps, draws in track(todo, "sampling", on=progress):
+    (ahead, plan), each = _planning(run, x, gstate), run.tables
+    todo = list(zip(range(n), each.rows, each.at, each.steps, ahead, each.plan.draws, strict=True))[first:]
+    for i, row, at, steps, plans, draws in track(todo, "sampling", on=progress):
         noise = _draws(run, i, x) if draws else ()
-        x, state, gstate, c, r = unit(fixed, x, row, at, steps, plan(i, gstate), noise, state, gstate)
+        x, state, gstate, c, r = unit(fixed, x, row, at, steps, plans or plan(i, gstate), noise, state, gstate)
         calls, rows, skipped = calls + c, rows + r, skipped + branches * len(at) - r
         if record:
             trajectory.append(x)
@@ -203,26 +205,30 @@ def _loop(
     return Result(x, Counts(calls, rows, skipped), n, torch.stack(trajectory) if record else None, gstate)
 
 
-def _planning(run: Run, x: Tensor, start: State) -> Callable[[int, State], tuple[Steering, ...]]:
-    """What guidance decides for the evaluations of step i, on the host, before them. start: any state of the run."""
+def _planning(run: Run, x: Tensor, start: State) -> tuple[list[_Plans], Callable[[int, State], _Plans]]:
+    """What guidance decides for the evaluations of every step, on the host: all that is foreseen (else empty), and how
+    to decide for step i from the state before it. start: any state of the run.
+    """
     guidance, steps = run.guidance, run.tables.steps
     planner = Planner(guidance.rows, guidance.base, x)
 
     def plan(step: Step, state: State) -> Steering:
         return guidance.plan(planner, step, state, run.binding, x)  # here, not in compiled code
 
+    def now(i: int, state: State) -> _Plans:
+        return tuple([plan(step, state) for step in steps[i]])
+
     if not guidance.foreseen:
-        return lambda i, state: tuple([plan(step, state) for step in steps[i]])
-    known = {}
+        return [()] * len(steps), now
     if not guidance.decides:
-        most = max(map(len, steps))
-        only = (plan(steps[0][0], start),) * most
-        return lambda i, state: only
+        only = plan(steps[0][0], start)
+        return [(only,) * max(map(len, steps))] * len(steps), now
+    known = {}
     said = [[guidance.said(step) for step in each] for each in steps]
     for step, what in zip(itertools.chain.from_iterable(steps), itertools.chain.from_iterable(said), strict=True):
         if what not in known:
             known[what] = plan(step, start)
-    return lambda i, state: tuple([known[what] for what in said[i]])
+    return [tuple([known[what] for what in each]) for each in said], now
 
 
 def _draws(run: Run, i: int, x: Tensor) -> tuple[Tensor, ...]:
@@ -251,19 +257,19 @@ def _adaptive(binding: Binding, solver: Adaptive, guidance: Guidance, grid: Grid
 
 
 def _finite(x: Tensor) -> bool:
-    """The one host read of a run. NaN and infinity stay to the end: 0 times infinity is NaN."""
-    return bool(x.isfinite().all())
+    """The one host read of a run: of the largest number. NaN and infinity stay to the end: 0 times infinity is NaN."""
+    return math.isfinite(torch.linalg.vector_norm(x, math.inf).item())
 
 
 def _first_bad_step(run: Run, s: RunState, unit: Callable[..., Any]) -> int:
     """Make the failed run once more, now reading every step: a run that succeeds should not pay for the search."""
     fixed = (run.binding, run.solver, run.guidance)
     first, x, state, gstate, _, _ = s
-    plan = _planning(run, x, gstate)
+    ahead, plan = _planning(run, x, gstate)
     for i in range(first, run.grid.steps):
         noise = _draws(run, i, x)
         row, at, steps = run.tables.rows[i], run.tables.at[i], run.tables.steps[i]
-        x, state, gstate, _, _ = unit(fixed, x, row, at, steps, plan(i, gstate), noise, state, gstate)
+        x, state, gstate, _, _ = unit(fixed, x, row, at, steps, ahead[i] or plan(i, gstate), noise, state, gstate)
         if not _finite(x):
             return i
     return run.grid.steps - 1
