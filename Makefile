@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # peers for tests and benches, without what they drag in (their torchvision breaks CPU builds of torch)
-PEERS := k-diffusion==0.1.1 azula==0.11.1
+PEERS := k-diffusion==0.1.1 azula==0.11.1 pyro-ppl==1.9.2 pyro-api==0.1.2 opt_einsum==3.4.0 numpyro==0.22.0 jax==0.10.2 \
+  jaxlib==0.10.2 ml_dtypes==0.6.0 multipledispatch==1.0.0 storchastic==0.3.7 entmax==1.3
 STAMP = $(VENV)/.$(1)-$(shell cat pyproject.toml constraints.txt Makefile | cksum | tr ' ' '-')
 export OMP_NUM_THREADS ?= 1
 
@@ -28,6 +29,7 @@ bench: $(call STAMP,test)
 	$(BIN)/wayfield bench steps
 	$(BIN)/wayfield bench guidance
 	$(BIN)/wayfield bench diffusers
+	$(BIN)/wayfield bench vi
 
 docs: $(call STAMP,docs)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site

@@ -21,6 +21,7 @@ PARTS = (
     ("Solvers", ("solve",)),
     ("Sampling", ("sampling",)),
     ("Training", ("train",)),
+    ("Variational inference", ("vi",)),
     ("Data and models", ("data", "zoo")),
     ("Measures", ("measure",)),
     ("Methods, recipes and comparisons", ("registry", "recipes", "bench")),

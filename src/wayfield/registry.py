@@ -118,6 +118,20 @@ METHODS: Mapping[str, Method] = {
             "wayfield.guide.rlg",
             "wayfield.recipes.rlg:run",
         ),
+        Method(
+            "nasa",
+            "NASA: a negative prompt inside the network",
+            "Nguyen et al. 2024, arXiv 2412.02687",
+            "wayfield.guide.nasa",
+            "wayfield.recipes.nasa:run",
+        ),
+        Method(
+            "programmable-vi",
+            "Programmable variational inference: objectives as programs, a gradient estimator per site",
+            "Becker et al. 2024, arXiv 2406.15742",
+            "wayfield.vi",
+            "wayfield.recipes.programmable_vi:run",
+        ),
     )
 }
 """The methods of this package, by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import io
 import json
 import re
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import wayfield as wf
-from wayfield import guide, measure, solve
+from wayfield import guide, measure, solve, vi
 from wayfield.core import errors
 from wayfield.core.path import EDM
 from wayfield.train import TrainConfig, setup
@@ -117,7 +118,7 @@ def test_a_broken_link_is_seen():
     assert not broken(DOCS / "index.md", "solvers.md#grids")
 
 
-PARTS = "core|field|guide|judge|tune|solve|sampling|train|data|measure|zoo|recipes|bench|registry|files"
+PARTS = "core|field|guide|judge|tune|solve|sampling|train|data|measure|vi|zoo|recipes|bench|registry|files"
 
 
 def resolves(name: str) -> bool:
@@ -184,6 +185,34 @@ def test_the_table_of_solvers_is_true():
     assert seen == classes
 
 
+def test_the_table_of_estimators_is_true(monkeypatch):
+    """Each objective has a row; a cell says "refused" where, and only where, the tested product of both is refused."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "vi"))
+    product = importlib.import_module("test_product")
+    strategies = ("Reinforce", "Reinforce(LeaveOneOut)", "Reinforce(Learned)", "Enum", "MVD")
+    tested = {"normalize", "forward_kl", *product.WAKES, *(name.partition("(")[0] for name in product.HELPED)}
+    found = set()
+    for first, reparam, *cells in rows("which-estimator.md", "`vi.", columns=9):
+        names = re.findall(r"`(?:vi\.)?([^`]+)`", first)
+        found.add(names[0])
+        pairs = [name for name in product.OBJECTIVES if name.split("(")[0].split(",")[0] == names[0]]
+        form = re.findall(r'form="(\w+)"', first)
+        pairs = [name for name in pairs if name.partition("form ")[2] == "".join(form)]
+        assert reparam != "refused"
+        if names[-1] in tested:
+            assert "refused" not in cells, first
+            continue
+        assert pairs, first
+        for strategy, cell in zip(strategies, cells, strict=False):
+            assert {product.PAIRS[strategy, name] != "unbiased" for name in pairs} == {cell == "refused"}, (first, cell)
+    made = {
+        n
+        for n in vi.__all__
+        if getattr(inspect.unwrap(getattr(vi, n)), "__annotations__", {}).get("return") == "Objective"
+    }
+    assert found == made
+
+
 def mentioned(page: str) -> set[str]:
     """The words in code, in a line or in a block, on a page."""
     text = (DOCS / page).read_text()
@@ -200,6 +229,7 @@ def test_nothing_public_is_forgotten():
         "paths-and-kinds.md": {"EDM", "VE", "VP", "Cosine", "Straight", "Trig", "tabulated", "from_betas"},
         "noise.md": {"SeededNoise", "BrownianNoise", "RecordingNoise", "ReplayNoise"},
         "training.md": {field.name for field in dataclasses.fields(TrainConfig)},
+        "vi.md": set(vi.__all__) - mentioned("which-estimator.md"),
         "solvers.md": {"karras", "exponential", "log_snr", "uniform", "spaced", "given"},
     }
     for page, names in wanted.items():

@@ -19,6 +19,7 @@ SUITES: Mapping[str, str] = {
     "diffusers": "wayfield.bench.pipelines:run",
     "guidance": "wayfield.bench.guidance:run",
     "steps": "wayfield.bench.steps:run",
+    "vi": "wayfield.bench.vi:run",
 }
 """Name -> "module:function", imported when asked for."""
 

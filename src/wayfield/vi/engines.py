@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
 from wayfield.core.errors import UnsupportedError
 from wayfield.vi.run import Run, Term
-from wayfield.vi.seeding import rewind, states
+from wayfield.vi.seeding import fresh, rewind, seeded, states
 from wayfield.vi.smooth import Watch
 from wayfield.vi.strategy import Enum, LeaveOneOut, Reinforce
-from wayfield.vi.surrogate import check_cost, enumerated, expected, surrogate
+from wayfield.vi.surrogate import check_cost, enumerated, expected, possible, surrogate
 
 if TYPE_CHECKING:
     from wayfield.vi.objective import Objective
@@ -56,33 +57,45 @@ def replayed(
             "engine 'replay'", got=f"batch_dims={objective.batch_dims}", expected="batch_dims=0", remedy=remedy
         )
     made: list[Run] = []
-    paths = [_paths(objective, args, watch, made) for _ in range(objective.samples)]
-    weights = [[w.exp() if (w := enumerated(run)) is not None else torch.ones(()) for run, _ in p] for p in paths]
-    means = [
-        torch.stack([(w * cost).detach().sum() for w, (_, cost) in zip(ws, p, strict=True)]).sum()
-        for ws, p in zip(weights, paths, strict=True)
-    ]
+    samples = [_paths(objective, args, watch, made) for _ in range(objective.samples)]
+    means = [torch.stack([(path.weight * path.cost).detach() for path in paths]).sum() for paths in samples]
     total = torch.zeros(())
-    for s, (ws, path) in enumerate(zip(weights, paths, strict=True)):
+    for s, paths in enumerate(samples):
         others = [m for k, m in enumerate(means) if k != s]
-        for w, (run, cost) in zip(ws, path, strict=True):
-            alone = _alone(run, others)
-            total = total + w * surrogate(run, cost, _again(objective, args, run, made), alone).sum()
+        for path in paths:
+            again = _again(objective, args, path.run, made)
+            total = total + path.weight * surrogate(path.run, path.cost, again, _alone(path.run, others)).sum()
     if runs is not None:
         runs.extend(made)
     return total / objective.samples
 
 
-def _paths(
-    objective: Objective, args: tuple[Any, ...], watch: Watch | None, made: list[Run]
-) -> list[tuple[Run, Tensor]]:
-    """A run for every path of enumerated values, depth first: each tells where the next ones branch off."""
-    found, todo = [], [[]]
+@final
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """One run of one sample: the cost where its enumerated values lead, (), and their probability, ()."""
+
+    run: Run
+    cost: Tensor
+    weight: Tensor
+
+
+def _paths(objective: Objective, args: tuple[Any, ...], watch: Watch | None, made: list[Run]) -> list[_Path]:
+    """A run for every path of enumerated values, depth first: each tells where the next ones branch off.
+
+    All start from the same noise, so that what is drawn before a branch is the same on both sides of it.
+    """
+    found: list[_Path] = []
+    todo: list[list[int]] = [[]]
+    seed = fresh()
     while todo:
         prefix = todo.pop()
         run = Run(strategies=objective.strategies, watch=watch, choices=list(prefix), snapshots=states)
-        cost = check_cost(run, objective.body(run, *args))
-        found.append((run, cost))
+        with seeded(seed):
+            cost = check_cost(run, objective.body(run, *args)).sum()
+        log_p = enumerated(run)
+        weight = torch.ones_like(cost) if log_p is None else log_p.exp().sum()
+        found.append(_Path(run, possible(weight, cost), weight))
         made.append(run)
         places = [t for t in run.terms if isinstance(t.strategy, Enum)]
         for d in range(len(prefix), len(places)):

@@ -102,10 +102,9 @@ def _normal(dist: Normal, x: Tensor, coupled: bool) -> list[Pair]:
         down = up if coupled else s * _rayleigh(x)
         found.append(Pair(dist.loc, 1 / (s * math.sqrt(2 * math.pi)), mu + up, mu - down))
     if dist.scale.requires_grad:
-        maxwell = _normals(x, 3).square().sum(0).sqrt() * (
-            2 * (torch.rand_like(x) < 0.5) - 1
-        )  # torch.rand_like: seeded
-        normal = maxwell * torch.rand_like(x) if coupled else torch.randn_like(x)
+        sign = 2 * (torch.empty_like(x).uniform_() < 0.5) - 1
+        maxwell = sign * _normals(x, 3).square().sum(0).sqrt()
+        normal = maxwell * torch.empty_like(x).uniform_() if coupled else torch.empty_like(x).normal_()
         found.append(Pair(dist.scale, 1 / s, mu + s * maxwell, mu + s * normal))
     return found
 

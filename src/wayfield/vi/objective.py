@@ -17,7 +17,7 @@ Shapes: cost [..., S, B]; value and surrogate (), means over samples and rows, s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
@@ -49,9 +49,9 @@ class Objective:
     independent rows; every site has them / strategies: by site name, over what programs say / engine: see the module /
     name: what messages and `explain` call it.
 
-    The first call checks what later ones take on trust: smooth use of reparameterised values, finite log-densities,
-    torch's own checks of parameters. Raises RangeError, UnknownNameError for wrong options; in a call ShapeError,
-    UnsupportedError, NonFiniteError that name the site.
+    The first call with arguments of new shapes checks what later ones take on trust: smooth use of reparameterised
+    values, shapes and finite values of log-densities, torch's own checks of parameters. Raises RangeError,
+    UnknownNameError for wrong options; in a call ShapeError, UnsupportedError, NonFiniteError that name the site.
     """
 
     body: Body
@@ -60,7 +60,7 @@ class Objective:
     strategies: Mapping[str, Strategy] = field(default_factory=dict)
     engine: Engine = "auto"
     name: str = "objective"
-    _seen: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _seen: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for what, value, least in (("samples", self.samples, 1), ("batch_dims", self.batch_dims, 0)):
@@ -72,15 +72,18 @@ class Objective:
 
     def __call__(self, *args: Any, seed: int) -> Estimate:
         """Value and surrogate, (). The same seed gives the same numbers; nothing else is random."""
-        with seeded(seed):
-            if not self._seen.get("checked"):
+        shapes = tuple(a.shape if isinstance(a, Tensor) else None for a in args)
+        if shapes not in self._seen:
+            with seeded(seed):
                 self._first(*args)
-            with seeded(seed), unvalidated():
-                surrogate = self.surrogate(*args)
+            self._seen[shapes] = True
+        with seeded(seed), unvalidated():
+            surrogate = self.surrogate(*args)
         return Estimate(surrogate, surrogate)
 
     def surrogate(self, *args: Any) -> Tensor:
-        """The surrogate alone, (), from torch's default generators as they stand: what torch.compile takes.
+        """The surrogate alone, (), from torch's default generators as they stand, and without checks: what
+        torch.compile and torch.func take.
 
         Its value is the objective's. `fit` seeds around it.
         """
@@ -99,6 +102,11 @@ class Objective:
             self._first(*args)
         return self._seen["told"]
 
+    @property
+    def decided(self) -> str | None:
+        """The engine that calls use, "vectorised" or "replay"; None before the first call or `explain`."""
+        return self._seen.get("engine")
+
     def batch(self, args: tuple[Any, ...]) -> tuple[int, ...]:
         """The rows of a call. Raises ShapeError where the first argument has too few dims."""
         if not self.batch_dims:
@@ -114,6 +122,8 @@ class Objective:
     def _first(self, *args: Any) -> None:
         """A run with every check, without gradient's use; decides the engine."""
         engine, why = self.engine, "asked for"
+        if engine == "auto" and self._seen.get("engine") == "replay":
+            engine, why = "replay", self._seen["why"]
         if engine == "auto":
             engine, why = "vectorised", "no decision in Python depends on several drawn values"
             try:
@@ -125,29 +135,35 @@ class Objective:
                 told = _checked(self, replayed, args)
         else:
             told = _checked(self, vectorised if engine == "vectorised" else replayed, args)
-        self._seen.update(checked=True, engine=engine, told=f"{self.name}: {engine} engine ({why})\n{told}")
+        self._seen.update(engine=engine, why=why, told=f"{self.name}: {engine} engine ({why})\n{told}")
 
 
 def _checked(objective: Objective, engine: Callable[..., Tensor], args: tuple[Any, ...]) -> str:
     """Run once under the watch; what its sites did, a line each."""
     runs: list[Run] = []
-    with Watch() as watch:
+    with Watch() as watch, _validating(True):  # torch.compile leaves these checks switched off
         value = engine(objective, args, watch, runs)
     if not bool(torch.isfinite(value.detach())):
         remedy = "Every site's log density is finite; look at what the objective does with them."
         raise NonFiniteError(f"value of {objective.name}", got=float(value.detach()), expected="finite", remedy=remedy)
-    main = runs[0]
-    if missing := sorted(objective.strategies.keys() - {t.name for t in main.terms}):
-        raise unknown_name("site in strategies", missing[0], {t.name for t in main.terms})
-    lines = [f"  {t.name}: {t.strategy!r} of {type(t.dist).__name__}" for t in main.terms]
+    terms = [t for run in runs for t in run.terms]
+    names = {t.name for t in terms}
+    # where Python decides by what was drawn, a site may be met in other runs only
+    if not watch.decided and (missing := sorted(objective.strategies.keys() - names)):
+        raise unknown_name("site in strategies", missing[0], names)
+    lines = dict.fromkeys(f"  {t.name}: {t.strategy!r} of {type(t.dist).__name__}" for t in terms)
     return "\n".join([*lines, f"  the body runs {len(runs)} times a call"])
 
 
-@contextmanager
-def unvalidated() -> Iterator[None]:
+def unvalidated() -> AbstractContextManager[None]:
     """torch.distributions do not check their parameters inside: the first call has."""
+    return _validating(False)
+
+
+@contextmanager
+def _validating(on: bool) -> Iterator[None]:
     before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
+    Distribution.set_default_validate_args(on)
     try:
         yield
     finally:

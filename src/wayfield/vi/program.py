@@ -20,16 +20,15 @@ distribution that is not an event must broadcast with these; `Independent` makes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from wayfield.core.errors import UnknownNameError, UnsupportedError, WayfieldError
-from wayfield.vi.particles import logmeanexp
+from wayfield.core.errors import UnsupportedError
+from wayfield.vi.particles import logmeanexp, mean
 from wayfield.vi.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -43,10 +42,12 @@ Program = Callable[..., Any]
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Site:
-    """One named place of a run. dist: None for a factor or a stochastic density / value: [..., *event] / log_density:
-    known already, or None, and then computed when first asked for / given: observed, or a factor.
+    """One named place of a run.
+
+    dist: None for a factor or a stochastic density / value: [..., *event] / given: observed, or a factor / known: its
+    log density where that is known already, [...] / width: event dims where dist is None.
     """
 
     name: str
@@ -55,18 +56,21 @@ class Site:
     strategy: Strategy | None = None
     given: bool = False
     known: Tensor | None = None
-    _kept: list[Tensor] = field(default_factory=list, repr=False)
+    width: int = 0
+
+    @property
+    def event_dims(self) -> int:
+        """How many dims of the value are its event."""
+        return self.width if self.dist is None else len(self.dist.event_shape)
 
     @property
     def log_prob(self) -> Tensor:
         """log p(value), [...]; computed once."""
-        if self.known is not None:
-            return self.known
-        if not self._kept:
+        if self.known is None:
             assert self.dist is not None
             assert self.value is not None
-            self._kept.append(self.dist.log_prob(self.value))
-        return self._kept[0]
+            self.known = self.dist.log_prob(self.value)
+        return self.known
 
 
 @final
@@ -91,8 +95,15 @@ class Trace:
 
     @property
     def log_prob(self) -> Tensor:
-        """log density of the values drawn, [..., B]."""
-        return _total(s.log_prob for s in self.sites.values() if not s.given)
+        """log density of the values drawn, [..., B].
+
+        Raises UnsupportedError for a program that also observes or weighs: its draws have no density that is known.
+        """
+        if given := [k for k, s in self.sites.items() if s.given]:
+            remedy = "A guide draws only; of a model take log_joint, or log_joint - log_likelihood for its prior."
+            got, want = "an observation or a factor", "draws alone where log_prob is asked for"
+            raise UnsupportedError(f"site {given[0]!r}", got=got, expected=want, remedy=remedy)
+        return _total(s.log_prob for s in self.sites.values())
 
     @property
     def log_joint(self) -> Tensor:
@@ -113,13 +124,17 @@ class Trace:
         return logmeanexp(self, log_w, alpha)
 
     def mean(self, cost: Tensor) -> Tensor:
-        """The mean over this trace's particles, whose dim stays with size one."""
-        return cost.mean(-self.dim, keepdim=True) if self.dim else cost
+        """The mean over this trace's particles, whose dim stays with size one. Gives Reinforce(LeaveOneOut()) sites
+        the mean of the others as their baseline.
+        """
+        return mean(self, cost)
 
 
 def _total(terms: Iterator[Tensor]) -> Tensor:
-    found = list(terms)
-    return reduce(torch.add, found) if found else torch.zeros(())
+    total = None
+    for term in terms:
+        total = term if total is None else total + term
+    return torch.zeros(()) if total is None else total
 
 
 class Handle(Protocol):
@@ -136,8 +151,8 @@ class Handle(Protocol):
         """
         ...
 
-    def observe(self, name: str, dist: Distribution, value: Tensor) -> Tensor:
-        """Condition on a value, [..., *event]."""
+    def observe(self, name: str, dist: Distribution, value: Tensor | None) -> Tensor:
+        """Condition on a value, [..., *event]. None draws it: what the model predicts before it has seen data."""
         ...
 
     def factor(self, name: str, log_weight: Tensor) -> None:
@@ -147,89 +162,3 @@ class Handle(Protocol):
     def call(self, prefix: str, program: Program, *args: Any) -> Any:
         """Run another program inside of this one; its names become "prefix/name". Returns what it returns."""
         ...
-
-
-class _Named:
-    """Names of a run: a prefix while in a nested program, and no name twice."""
-
-    def __init__(self) -> None:
-        self.sites: dict[str, Site] = {}
-        self.prefix = ""
-
-    def add(self, site: Site) -> None:
-        if site.name in self.sites:
-            remedy = "Give every site of a program its own name, in a loop f'z{k}'."
-            raise WayfieldError(f"site {site.name!r}", got="the name twice", expected="distinct names", remedy=remedy)
-        self.sites[site.name] = site
-
-    def call(self, prefix: str, program: Program, *args: Any) -> Any:
-        outer, self.prefix = self.prefix, f"{self.prefix}{prefix}/"
-        try:
-            return program(self, *args)
-        finally:
-            self.prefix = outer
-
-    def observe(self, name: str, dist: Distribution, value: Tensor) -> Tensor:
-        self.add(Site(self.prefix + name, dist, value, given=True))
-        return value
-
-    def factor(self, name: str, log_weight: Tensor) -> None:
-        self.add(Site(self.prefix + name, None, None, given=True, known=log_weight))
-
-
-@final
-class Drawing(_Named):
-    """The handle that draws."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.run = run
-
-    def sample(self, name: str, dist: Any, strategy: Strategy | None = None) -> Any:
-        name = self.prefix + name
-        if isinstance(dist, Distribution):
-            site = self.run.draw(name, dist, strategy)
-            self.add(site)
-            return site.value
-        values, log_w = dist.random_weighted(self.run)
-        for key, value in values.items():
-            self.add(Site(f"{name}/{key}", None, value, known=torch.zeros((), dtype=log_w.dtype)))
-        self.add(Site(name, None, None, known=log_w))
-        return values
-
-
-@final
-class Replaying(_Named):
-    """The handle that returns given values."""
-
-    def __init__(self, run: Run, given: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.run, self.given = run, given
-
-    def sample(self, name: str, dist: Any, strategy: Strategy | None = None) -> Any:
-        name = self.prefix + name
-        if isinstance(dist, Distribution):
-            value = self._value(name)
-            self.add(Site(name, dist, value, strategy))
-            return value
-        values = {key: self._value(f"{name}/{key}") for key in dist.keep}
-        log_w = dist.estimate_log_density(self.run, values)
-        for key, value in values.items():
-            self.add(Site(f"{name}/{key}", None, value, known=torch.zeros((), dtype=log_w.dtype)))
-        self.add(Site(name, None, None, known=log_w))
-        return values
-
-    def _value(self, name: str) -> Tensor:
-        try:
-            return self.given[name]
-        except KeyError:
-            remedy = f"Here are {sorted(self.given)}. Draw it in the guide under this name, or observe it in the model."
-            raise UnknownNameError(f"site {name!r}", got="no value", expected="a value for it", remedy=remedy) from None
-
-    def finish(self) -> None:
-        """Refuse values the program never asked for (UnsupportedError)."""
-        if extra := sorted(self.given.keys() - self.sites.keys()):
-            remedy = "Sample it in the model too, or marginalise it: vi.marginal(guide, keep=...)."
-            raise UnsupportedError(
-                f"site {extra[0]!r}", got=f"values for {extra}", expected=sorted(self.sites), remedy=remedy
-            )

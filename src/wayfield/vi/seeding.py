@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wayfield.core.errors import RangeError
 
-__all__ = ["rewind", "seeded", "states"]
+__all__ = ["apart", "fresh", "rewind", "seeded", "states"]
 
 
 def _generators() -> list[torch.Generator]:
@@ -39,15 +39,30 @@ def seeded(seed: int) -> Iterator[None]:
             g.set_state(state)
 
 
+def fresh() -> int:
+    """A seed drawn from the default generator: for a stream of its own, that nothing else runs into."""
+    return int(torch.empty((), dtype=torch.int64).random_())
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """A stream of its own inside, which no run that was rewound can reach; a compiled run is never rewound."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    with seeded(fresh()):
+        yield
+
+
 def states() -> list[Tensor]:
     """Where the default generators stand."""
     return [g.get_state() for g in _generators()]
 
 
 @contextmanager
-def rewind(to: list[Tensor]) -> Iterator[None]:
-    """Go on from `to` inside, and from where they stood after. An empty list changes nothing."""
-    if not to:
+def rewind(to: list[Tensor] | None) -> Iterator[None]:
+    """Go on from `to` inside, and from where they stood after. None changes nothing."""
+    if to is None:
         yield
         return
     generators = _generators()

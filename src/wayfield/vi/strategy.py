@@ -18,6 +18,7 @@ Figurnov et al. 2018 (implicit); Williams 1992, Mnih & Rezende 2016, VIMCO (scor
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -187,7 +188,11 @@ def _moving(dist: Distribution) -> bool:
     if isinstance(dist, TransformedDistribution):
         moved = any(_graph(vars(t)) for t in dist.transforms)
         return (moved and dist.base_dist.support is not constraints.real) or _moving(dist.base_dist)
-    return _graph(vars(dist.support)) if dist.support is not None else False
+    try:
+        support = dist.support
+    except NotImplementedError:  # a distribution of the user's own need not tell
+        return False
+    return support is not None and _graph(vars(support))
 
 
 def _graph(values: dict[str, object]) -> bool:
@@ -209,14 +214,15 @@ def support_of(name: str, dist: Distribution, limit: int) -> Tensor:
         kind = type(base).__name__
         raise UnsupportedError(f"site {name!r}", got=f"Enum() of {kind}", expected="a finite support", remedy=fixed)
     values = base.enumerate_support(expand=False)
-    values = values.reshape(len(values), *base.event_shape)
-    own = dist.event_shape[: len(dist.event_shape) - len(base.event_shape)]
-    count = len(values) ** own.numel()
+    values = values.reshape(values.shape[0], *base.event_shape)
+    own = () if base is dist else dist.event_shape[: len(dist.event_shape) - len(base.event_shape)]
+    count = values.shape[0] ** math.prod(own)
     if count > limit:
         remedy = f"{fixed} Or raise Enum(limit=...)."
         raise UnsupportedError(f"site {name!r}", got=f"{count} values", expected=f"at most {limit}", remedy=remedy)
     if not own:
         return values
     index = torch.arange(count, device=values.device)
-    places = torch.stack([index // len(values) ** k % len(values) for k in reversed(range(own.numel()))], 1)
+    K = values.shape[0]
+    places = torch.stack([index // K**k % K for k in reversed(range(math.prod(own)))], 1)
     return values[places].reshape(count, *dist.event_shape)

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from wayfield.core.errors import DTypeError, ShapeError, UnsupportedError, WayfieldError
+from wayfield.vi.leaves import leaves
 from wayfield.vi.measure_valued import pairs
 from wayfield.vi.run import Run, Term
+from wayfield.vi.seeding import apart
 from wayfield.vi.strategy import MVD, Learned, LeaveOneOut, Reinforce
 
 __all__ = ["check_cost", "enumerated", "expected", "surrogate"]
@@ -68,9 +70,15 @@ def expected(run: Run, cost: Tensor, since: int = -1) -> Tensor:
     if log_p is None or not dims:
         return cost
     p = log_p.exp()
-    # a value of probability zero has no part in the mean, whatever it costs; finite ones stay: p may have a derivative
-    cost = torch.where((p == 0) & ~torch.isfinite(cost), torch.zeros_like(cost), cost)
-    return (p * cost).sum(dims, keepdim=True)
+    return (p * possible(p, cost)).sum(dims, keepdim=True)
+
+
+def possible(p: Tensor, cost: Tensor) -> Tensor:
+    """The cost, zero where its probability is: even an infinite one has no part in the mean there.
+
+    Nor in the gradient: p is the exponential of a log-probability, and changes in proportion to itself.
+    """
+    return cost.masked_fill(p == 0, 0.0)
 
 
 def surrogate(run: Run, cost: Tensor, again: Again, alone: Tensor | None = None) -> Tensor:
@@ -78,9 +86,16 @@ def surrogate(run: Run, cost: Tensor, again: Again, alone: Tensor | None = None)
 
     alone: baseline of LeaveOneOut sites from other runs, where samples are not a dim of this one.
     """
+    scored = [t for t in run.terms if isinstance(t.strategy, (Reinforce, MVD))]
+    if not scored:
+        return cost
     total, fixed = cost, cost.detach()
-    for term in run.terms:
+    if (log_p := enumerated(run)) is not None:
+        fixed = possible(log_p.detach().exp(), fixed)
+    for term in scored:
         if isinstance(term.strategy, Reinforce) and term.log_prob is not None:
+            if run.watch is not None and isinstance(term.strategy.baseline, Learned):
+                _check_learned(term, term.strategy.baseline.prediction, cost)
             total = total + _score(run, term, fixed, alone)
         elif isinstance(term.strategy, MVD):
             total = total + _measure_valued(run, term, term.strategy, fixed, again)
@@ -102,6 +117,14 @@ def _score(run: Run, term: Term, cost: Tensor, alone: Tensor | None) -> Tensor:
     return _over(zero * (cost - baseline), term.particles)
 
 
+def _check_learned(term: Term, prediction: Tensor, cost: Tensor) -> None:
+    """Refuse a baseline whose regression would move what the objective is about (UnsupportedError)."""
+    if leaves(prediction) & (leaves(cost) | leaves(term.log_prob)):
+        remedy = "Detach the input of its network: Learned(net(x.detach()))."
+        got, want = "a prediction that depends on parameters of model or guide", "parameters of its own"
+        raise UnsupportedError(f"Learned() at site {term.name!r}", got=got, expected=want, remedy=remedy)
+
+
 def _left_out(run: Run, term: Term, cost: Tensor, alone: Tensor | None) -> Tensor:
     later = any(t.dims for t in run.terms[term.index + 1 :])
     if term.baseline is not None:
@@ -119,13 +142,17 @@ def _left_out(run: Run, term: Term, cost: Tensor, alone: Tensor | None) -> Tenso
         )
     dim = -(len(run.batch) + 1)
     mean = expected(run, cost, term.index)  # of every sample by its own enumeration: own one is left out below
+    if mean.ndim < -dim or mean.shape[dim] == 1:  # no sample has a part in the cost
+        return mean
     return (mean.sum(dim, keepdim=True) - mean) / (run.samples - 1)
 
 
 def _measure_valued(run: Run, term: Term, strategy: MVD, cost: Tensor, again: Again) -> Tensor:
     drawn = expected(run, cost, term.index).detach()
     total = torch.zeros((), dtype=cost.dtype, device=cost.device)
-    for pair in pairs(term.name, term.dist, term.value, strategy.coupled):
+    with apart():
+        found = pairs(term.name, term.dist, term.value, strategy.coupled)
+    for pair in found:
         places = list(_places(run, term, pair.parameter, strategy.limit))
         for place in places:
             plus, minus = (drawn if v is None else again(term, place.swap(v)) for v in (pair.plus, pair.minus))
