@@ -48,6 +48,13 @@ def test_estimates_add_and_scale_value_and_surrogate_but_not_aux():
         assert (scaled.value, scaled.surrogate) == (3.0, 6.0)
 
 
+def test_the_negative_descends_where_the_estimate_ascends():
+    theta = torch.tensor(2.0, requires_grad=True)
+    loss = -Estimate(theta**2, theta**2, {"part": theta})
+    loss.surrogate.backward()
+    assert (loss.value.item(), theta.grad.item(), loss.aux["part"].item()) == (-4.0, -4.0, 2.0)
+
+
 def test_gradient_of_a_sum_is_the_sum_of_gradients_and_a_weight_may_be_learned():
     x, w = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
     total = Estimate(x**2, x**2) + w * Estimate(x**3, x**3)

@@ -23,7 +23,7 @@ from wayfield.vi import (
     simulate,
 )
 from wayfield.vi.seeding import seeded
-from wayfield.vi.smooth import Watch
+from wayfield.vi.smooth import Provenance
 
 F = torch.float64
 Z, ONE = torch.zeros((), dtype=F), torch.ones((), dtype=F)
@@ -380,5 +380,5 @@ def test_the_first_call_checks_what_is_inside_of_a_density():
         u = h.sample("u", Normal(Z, ONE))
         h.sample("x", Normal(torch.where(u > 0, 1.0, 0.0), ONE))
 
-    with pytest.raises(UnsupportedError, match="'u'"), seeded(0), Watch() as watch:
+    with pytest.raises(UnsupportedError, match="'u'"), seeded(0), Provenance() as watch:
         Run(watch=watch).simulate(marginal(jumps, ["x"]))

@@ -70,6 +70,9 @@ class Estimate:
 
     __rmul__ = __mul__
 
+    def __neg__(self) -> Estimate:
+        return self * -1
+
     def named(self, prefix: str) -> Estimate:
         """The same estimate with every aux name "x" turned into "prefix.x"."""
         return Estimate(self.value, self.surrogate, {f"{prefix}.{k}": v for k, v in self.aux.items()})

@@ -23,7 +23,7 @@ from wayfield import __version__, registry
 from wayfield.core.errors import RangeError, unknown_name
 from wayfield.doors.console import DONE, REFUTED, asked, console, emit, emit_paths, table
 
-__all__ = ["Bench", "Command", "Demo", "Methods", "Run", "Sample", "Train", "parse"]
+__all__ = ["Bench", "Command", "Demo", "Methods", "RunMethod", "Sample", "Train", "parse"]
 
 
 @final
@@ -181,7 +181,7 @@ class Train:
 
 @final
 @dataclass(frozen=True)
-class Run:
+class RunMethod:
     """Put a method's claim to the test: run its recipe. Exit code 0 if the claim held, 3 if it did not."""
 
     method: Annotated[Positional[str], arg(metavar="METHOD")]
@@ -246,19 +246,19 @@ class Bench:
         return DONE
 
 
-COMMANDS = {"demo": Demo, "methods": Methods, "sample": Sample, "train": Train, "run": Run, "bench": Bench}
+COMMANDS = {"demo": Demo, "methods": Methods, "sample": Sample, "train": Train, "run": RunMethod, "bench": Bench}
 
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Train, subcommand("train")]
-    | Annotated[Run, subcommand("run")]
+    | Annotated[RunMethod, subcommand("run")]
     | Annotated[Bench, subcommand("bench")]
 )
 
 
-def parse(args: list[str]) -> Demo | Methods | Sample | Train | Run | Bench:
+def parse(args: list[str]) -> Demo | Methods | Sample | Train | RunMethod | Bench:
     """The command that was asked for. Raises SystemExit where the parser has already answered: help, version,
     misuse.
     """

@@ -30,7 +30,7 @@ from wayfield.guide.roles import State, Step
 from wayfield.guide.terms import Term
 from wayfield.progress import track
 from wayfield.sampling.begin import check_run, starting_points
-from wayfield.sampling.resume import Checkpoint, Run, RunState, fingerprint, restore, save
+from wayfield.sampling.resume import Checkpoint, RunSpec, RunState, fingerprint, restore, save
 from wayfield.sampling.tables import tables
 from wayfield.solve.adaptive import Adaptive
 from wayfield.solve.ddim import DDIM
@@ -122,7 +122,7 @@ def sample(
                 remedy = "Its steps belong to each sample; use a solver with a fixed grid for that."
                 raise UnsupportedError("adaptive solver", got=got, expected="none of these options", remedy=remedy)
             return _adaptive(binding, solver, rule, grid, x)
-        run = Run(binding, solver, rule, grid, tables(fields, solver, grid, x), noise)
+        run = RunSpec(binding, solver, rule, grid, tables(fields, solver, grid, x), noise)
         state = RunState(0, x, solver.init(x), rule.init(x, grid.steps), Counts(), [x] if record else [])
         if checkpoint is not None:
             run = run._replace(checkpoint=checkpoint, fingerprint=fingerprint(run, x, record))
@@ -175,7 +175,7 @@ def _compiled(backend: str) -> Callable[..., Any]:
 
 
 def _loop(
-    run: Run,
+    run: RunSpec,
     s: RunState,
     unit: Callable[..., Any],
     record: bool,
@@ -205,7 +205,7 @@ def _loop(
     return Result(x, Counts(calls, rows, skipped), n, torch.stack(trajectory) if record else None, gstate)
 
 
-def _planning(run: Run, x: Tensor, start: State) -> tuple[list[_Plans], Callable[[int, State], _Plans]]:
+def _planning(run: RunSpec, x: Tensor, start: State) -> tuple[list[_Plans], Callable[[int, State], _Plans]]:
     """What guidance decides for the evaluations of every step, on the host: all that is foreseen (else empty), and how
     to decide for step i from the state before it. start: any state of the run.
     """
@@ -231,7 +231,7 @@ def _planning(run: Run, x: Tensor, start: State) -> tuple[list[_Plans], Callable
     return [tuple([known[what] for what in each]) for each in said], now
 
 
-def _draws(run: Run, i: int, x: Tensor) -> tuple[Tensor, ...]:
+def _draws(run: RunSpec, i: int, x: Tensor) -> tuple[Tensor, ...]:
     """The noises of step i, (B, *D) each."""
     t, s = run.grid.t[i], run.grid.t[i + 1]
     drawn = [run.noise.draw(x.shape[1:], Address(i, k, t, s)) for k in range(run.tables.plan.draws[i])]
@@ -261,7 +261,7 @@ def _finite(x: Tensor) -> bool:
     return math.isfinite(torch.linalg.vector_norm(x, math.inf).item())
 
 
-def _first_bad_step(run: Run, s: RunState, unit: Callable[..., Any]) -> int:
+def _first_bad_step(run: RunSpec, s: RunState, unit: Callable[..., Any]) -> int:
     """Make the failed run once more, now reading every step: a run that succeeds should not pay for the search."""
     fixed = (run.binding, run.solver, run.guidance)
     first, x, state, gstate, _, _ = s

@@ -18,7 +18,7 @@ from wayfield.guide.guidance import Guidance
 from wayfield.sampling.tables import Tables
 from wayfield.solve.roles import Solver
 
-__all__ = ["Checkpoint", "Run", "RunState", "fingerprint", "restore", "save"]
+__all__ = ["Checkpoint", "RunSpec", "RunState", "fingerprint", "restore", "save"]
 
 
 @final
@@ -34,7 +34,7 @@ class Checkpoint:
             raise RangeError("every", got=self.every, expected=">= 1", remedy="Save after at least one step.")
 
 
-class Run(NamedTuple):
+class RunSpec(NamedTuple):
     """Everything of a run that stays the same."""
 
     binding: Binding
@@ -58,7 +58,7 @@ class RunState(NamedTuple):
     trajectory: list[Tensor]
 
 
-def fingerprint(run: Run, x: Tensor, record: bool) -> str:
+def fingerprint(run: RunSpec, x: Tensor, record: bool) -> str:
     """What a saved state belongs to: start, noise, levels, solver, guidance and conditions; all but the weights."""
     given = {
         k: {n: v.tolist() if isinstance(v, Tensor) else v for n, v in (c or {}).items()}
@@ -79,7 +79,7 @@ def fingerprint(run: Run, x: Tensor, record: bool) -> str:
     return files.digest(tensors, repr((*parts, sorted(run.binding.nets))))
 
 
-def save(run: Run, s: RunState) -> None:
+def save(run: RunSpec, s: RunState) -> None:
     """Write the state after step s.i."""
     assert run.checkpoint is not None
     tensors = dict(leaves({"x": s.x, "solver": s.solver, "guidance": s.guidance, "trajectory": s.trajectory}))
@@ -87,7 +87,7 @@ def save(run: Run, s: RunState) -> None:
     files.write(run.checkpoint.path, tensors, record)
 
 
-def restore(run: Run, s: RunState) -> RunState:
+def restore(run: RunSpec, s: RunState) -> RunState:
     """The saved state if there is one; raises CheckpointError if it belongs to another run."""
     checkpoint = run.checkpoint
     if checkpoint is None or not os.path.exists(checkpoint.path):

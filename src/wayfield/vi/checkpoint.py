@@ -26,7 +26,7 @@ from wayfield.core.shapes import leaves
 from wayfield.vi.objective import Objective
 from wayfield.vi.parameters import Named
 
-__all__ = ["CHECKPOINT", "State", "identity_of", "load", "save", "sweep"]
+__all__ = ["CHECKPOINT", "FitState", "identity_of", "load", "save", "sweep"]
 
 CHECKPOINT = "fit.safetensors"
 _FORMAT, _VERSION = "wayfield.vi.fit", 1
@@ -34,7 +34,7 @@ _FORMAT, _VERSION = "wayfield.vi.fit", 1
 
 @final
 @dataclass(eq=False)
-class State:
+class FitState:
     """What a fit changes. values: the bound at every step done / best: a copy of the parameters after step best_at."""
 
     named: Named
@@ -59,7 +59,7 @@ def identity_of(
     } | {k: repr(v) for k, v in settings.items()}
 
 
-def save(folder: FilePath, state: State, identity: Mapping[str, str]) -> None:
+def save(folder: FilePath, state: FitState, identity: Mapping[str, str]) -> None:
     """Replace the checkpoint in `folder` by this state."""
     tensors = {f"now/{k}": v for k, v in state.named.copy().items()} | {f"best/{k}": v for k, v in state.best.items()}
     tensors["values"] = torch.tensor(state.values, dtype=torch.float64)
@@ -68,7 +68,7 @@ def save(folder: FilePath, state: State, identity: Mapping[str, str]) -> None:
     files.write(folder / CHECKPOINT, tensors, record | {"optimizer": kept, "identity": dict(identity)})
 
 
-def load(folder: FilePath, state: State, identity: Mapping[str, str]) -> None:
+def load(folder: FilePath, state: FitState, identity: Mapping[str, str]) -> None:
     """Fill `state` in place from the checkpoint in `folder`; untouched if there is none.
 
     Raises CheckpointError if the file is damaged, not a checkpoint, or of another run: the differences are named.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from wayfield.core.errors import UnsupportedError
-from wayfield.vi.run import Run, Term
+from wayfield.vi.run import Drawn, Run
 from wayfield.vi.seeding import fresh, rewind, seeded, states
-from wayfield.vi.smooth import Watch
+from wayfield.vi.smooth import Provenance
 from wayfield.vi.strategy import Enum, LeaveOneOut, Reinforce
 from wayfield.vi.surrogate import check_cost, enumerated, expected, possible, surrogate
 
@@ -22,7 +22,7 @@ __all__ = ["replayed", "vectorised"]
 
 
 def vectorised(
-    objective: Objective, args: tuple[Any, ...], watch: Watch | None = None, runs: list[Run] | None = None
+    objective: Objective, args: tuple[Any, ...], watch: Provenance | None = None, runs: list[Run] | None = None
 ) -> Tensor:
     """The body once, samples, rows and enumerated values along dims; once more per alternative of an MVD site.
 
@@ -34,7 +34,7 @@ def vectorised(
     cost = check_cost(run, objective.body(run, *args))
     made = [run]
 
-    def again(term: Term, value: Tensor) -> Tensor:
+    def again(term: Drawn, value: Tensor) -> Tensor:
         forced = {t.index: t.value for t in run.terms[: term.index]} | {term.index: value}
         other = Run(objective.samples, batch, forced, objective.strategies, pure=True)
         made.append(other)
@@ -48,7 +48,7 @@ def vectorised(
 
 
 def replayed(
-    objective: Objective, args: tuple[Any, ...], watch: Watch | None = None, runs: list[Run] | None = None
+    objective: Objective, args: tuple[Any, ...], watch: Provenance | None = None, runs: list[Run] | None = None
 ) -> Tensor:
     """The body once per sample and per path of enumerated values; MVD's alternatives likewise."""
     if objective.batch_dims:
@@ -80,7 +80,7 @@ class _Path:
     weight: Tensor
 
 
-def _paths(objective: Objective, args: tuple[Any, ...], watch: Watch | None, made: list[Run]) -> list[_Path]:
+def _paths(objective: Objective, args: tuple[Any, ...], watch: Provenance | None, made: list[Run]) -> list[_Path]:
     """A run for every path of enumerated values, depth first: each tells where the next ones branch off.
 
     All start from the same noise, so that what is drawn before a branch is the same on both sides of it.
@@ -110,7 +110,7 @@ def _paths(objective: Objective, args: tuple[Any, ...], watch: Watch | None, mad
 
 
 def _again(objective: Objective, args: tuple[Any, ...], run: Run, made: list[Run]) -> Any:
-    def again(term: Term, value: Tensor) -> Tensor:
+    def again(term: Drawn, value: Tensor) -> Tensor:
         forced = {t.index: t.value for t in run.terms[: term.index]} | {term.index: value}
         other = Run(forced=forced, strategies=objective.strategies, choices=[], pure=True)
         made.append(other)

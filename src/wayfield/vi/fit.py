@@ -30,7 +30,7 @@ from torch.optim import Adam, Optimizer
 from wayfield.core.errors import DTypeError, UnsupportedError, unknown_name
 from wayfield.progress import track
 from wayfield.train.checks import check_number
-from wayfield.vi.checkpoint import State, identity_of, load, save, sweep
+from wayfield.vi.checkpoint import FitState, identity_of, load, save, sweep
 from wayfield.vi.feed import Data, Feed, step_seed
 from wayfield.vi.objective import Objective
 from wayfield.vi.parameters import Named, Parameters, named
@@ -122,7 +122,7 @@ def fit(
     trained, feed = named(parameters), Feed(data, seed)
     made = _made(optimizer, list(trained.tensors.values()))
     peaks = [group["lr"] for group in made.param_groups if "lr" in group]
-    state, disk = State(trained, made), None
+    state, disk = FitState(trained, made), None
     if folder is not None:
         settings = {"seed": seed, "clip": clip, "early_stop": early_stop}
         disk = _Disk(FilePath(folder), save_every, identity_of(objective, trained, made, feed(0), settings))
@@ -184,7 +184,7 @@ def _loop(
 class _Patience:
     """Which block was best so far; all of it follows from the values, so that resuming needs no more than these."""
 
-    def __init__(self, rule: EarlyStop, state: State) -> None:
+    def __init__(self, rule: EarlyStop, state: FitState) -> None:
         self.rule, self.state = rule, state
         self.best, self.at = -math.inf, 0
         for end in range(rule.smooth, len(state.values) + 1, rule.smooth):

@@ -30,7 +30,7 @@ from wayfield.core.estimate import Estimate
 from wayfield.vi.engines import replayed, vectorised
 from wayfield.vi.run import Run
 from wayfield.vi.seeding import seeded
-from wayfield.vi.smooth import NeedsReplayError, Watch
+from wayfield.vi.smooth import NeedsReplayError, Provenance
 from wayfield.vi.strategy import Strategy
 
 __all__ = ["Objective", "unvalidated"]
@@ -141,7 +141,7 @@ class Objective:
 def _checked(objective: Objective, engine: Callable[..., Tensor], args: tuple[Any, ...]) -> str:
     """Run once under the watch; what its sites did, a line each."""
     runs: list[Run] = []
-    with Watch() as watch, _validating(True):  # torch.compile leaves these checks switched off
+    with Provenance() as watch, _validating(True):  # torch.compile leaves these checks switched off
         value = engine(objective, args, watch, runs)
     if not bool(torch.isfinite(value.detach())):
         remedy = "Every site's log density is finite; look at what the objective does with them."

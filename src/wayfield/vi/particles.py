@@ -24,7 +24,7 @@ from wayfield.vi.strategy import LeaveOneOut, Reinforce
 
 if TYPE_CHECKING:
     from wayfield.vi.program import Trace
-    from wayfield.vi.run import Term
+    from wayfield.vi.run import Drawn
 
 __all__ = ["logmeanexp", "mean"]
 
@@ -60,7 +60,7 @@ def mean(trace: Trace, cost: Tensor) -> Tensor:
     return cost.mean(-trace.dim, keepdim=True)
 
 
-def _left_out(trace: Trace) -> list[Term]:
+def _left_out(trace: Trace) -> list[Drawn]:
     """Sites under the trace's particles that ask for the others as a baseline."""
     terms = trace.run.terms[slice(*trace.span)]
     return [

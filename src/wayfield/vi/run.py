@@ -30,7 +30,7 @@ from wayfield.vi.strategy import (
     default,
 )
 
-__all__ = ["Run", "Term"]
+__all__ = ["Run", "Drawn"]
 
 
 @final
@@ -41,7 +41,7 @@ class Frozen:
 
 @final
 @dataclass(eq=False)
-class Term:
+class Drawn:
     """What one drawn site adds to the estimator.
 
     particles: dims of particles it stood under / dims: the dims enumerated here / count: values enumerated / log_prob:
@@ -89,7 +89,7 @@ class Run:
         self.choices, self.pure, self.snapshots = choices, pure, snapshots
         self.sizes = list(self.extent)  # of every dim, enumerated ones included
         self.within: tuple[int, ...] = ()  # dims of particles that draws are now made under
-        self.terms: list[Term] = []
+        self.terms: list[Drawn] = []
         self.frozen = self.chosen = 0
 
     # what an objective's body calls
@@ -176,9 +176,9 @@ class Run:
             value = self._drawn(name, dist, smooth and not self.frozen)
         site = Site(name, dist, value, strategy)
         if self.frozen:
-            self.terms.append(Term(index, name, _FROZEN, dist, value, self.within))
+            self.terms.append(Drawn(index, name, _FROZEN, dist, value, self.within))
             return site
-        term = Term(index, name, strategy, dist, value, self.within, dims, count)
+        term = Drawn(index, name, strategy, dist, value, self.within, dims, count)
         self.terms.append(term)
         if self.watch is not None:
             self.watch.mark(value, name, smooth, len(dist.event_shape))

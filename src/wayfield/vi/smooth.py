@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from wayfield.core.errors import UnsupportedError
 
-__all__ = ["NeedsReplayError", "Watch"]
+__all__ = ["NeedsReplayError", "Provenance"]
 
 _DECIDES = frozenset(
     (
@@ -51,7 +51,7 @@ class NeedsReplayError(UnsupportedError):
 
 
 @final
-class Watch(TorchFunctionMode):
+class Provenance(TorchFunctionMode):
     """While active, follows which sites every tensor descends from; see the module's text.
 
     decided: whether Python took a decision by a drawn value, so that other runs may have other sites.

@@ -24,13 +24,13 @@ from torch import Tensor
 from wayfield.core.errors import DTypeError, ShapeError, UnsupportedError, WayfieldError
 from wayfield.vi.leaves import leaves
 from wayfield.vi.measure_valued import pairs
-from wayfield.vi.run import Run, Term
+from wayfield.vi.run import Drawn, Run
 from wayfield.vi.seeding import apart
 from wayfield.vi.strategy import MVD, Learned, LeaveOneOut, Reinforce
 
 __all__ = ["check_cost", "enumerated", "expected", "surrogate"]
 
-Again = Callable[[Term, Tensor], Tensor]
+Again = Callable[[Drawn, Tensor], Tensor]
 """Run the rest again with a site's value replaced: the expected cost, without graph."""
 
 
@@ -102,7 +102,7 @@ def surrogate(run: Run, cost: Tensor, again: Again, alone: Tensor | None = None)
     return total
 
 
-def _score(run: Run, term: Term, cost: Tensor, alone: Tensor | None) -> Tensor:
+def _score(run: Run, term: Drawn, cost: Tensor, alone: Tensor | None) -> Tensor:
     assert isinstance(term.strategy, Reinforce)
     assert term.log_prob is not None
     log_q, b = term.log_prob, term.strategy.baseline
@@ -117,7 +117,7 @@ def _score(run: Run, term: Term, cost: Tensor, alone: Tensor | None) -> Tensor:
     return _over(zero * (cost - baseline), term.particles)
 
 
-def _check_learned(term: Term, prediction: Tensor, cost: Tensor) -> None:
+def _check_learned(term: Drawn, prediction: Tensor, cost: Tensor) -> None:
     """Refuse a baseline whose regression would move what the objective is about (UnsupportedError)."""
     if leaves(prediction) & (leaves(cost) | leaves(term.log_prob)):
         remedy = "Detach the input of its network: Learned(net(x.detach()))."
@@ -125,7 +125,7 @@ def _check_learned(term: Term, prediction: Tensor, cost: Tensor) -> None:
         raise UnsupportedError(f"Learned() at site {term.name!r}", got=got, expected=want, remedy=remedy)
 
 
-def _left_out(run: Run, term: Term, cost: Tensor, alone: Tensor | None) -> Tensor:
+def _left_out(run: Run, term: Drawn, cost: Tensor, alone: Tensor | None) -> Tensor:
     later = any(t.dims for t in run.terms[term.index + 1 :])
     if term.baseline is not None:
         if later:
@@ -147,7 +147,7 @@ def _left_out(run: Run, term: Term, cost: Tensor, alone: Tensor | None) -> Tenso
     return (mean.sum(dim, keepdim=True) - mean) / (run.samples - 1)
 
 
-def _measure_valued(run: Run, term: Term, strategy: MVD, cost: Tensor, again: Again) -> Tensor:
+def _measure_valued(run: Run, term: Drawn, strategy: MVD, cost: Tensor, again: Again) -> Tensor:
     drawn = expected(run, cost, term.index).detach()
     total = torch.zeros((), dtype=cost.dtype, device=cost.device)
     with apart():
@@ -189,7 +189,7 @@ class _Place:
         return lead
 
 
-def _places(run: Run, term: Term, parameter: Tensor, limit: int) -> list[_Place]:
+def _places(run: Run, term: Drawn, parameter: Tensor, limit: int) -> list[_Place]:
     events = len(term.dist.event_shape)
     numel = term.dist.event_shape.numel()
     held = [d for d in term.particles if term.value.ndim - events >= d and term.value.shape[-d - events] > 1]

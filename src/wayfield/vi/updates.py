@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import LBFGS
 
 from wayfield.core.errors import NonFiniteError, UnsupportedError, WayfieldError
-from wayfield.vi.checkpoint import State
+from wayfield.vi.checkpoint import FitState
 from wayfield.vi.feed import step_seed
 from wayfield.vi.objective import Objective, unvalidated
 from wayfield.vi.seeding import seeded
@@ -42,7 +42,7 @@ class Updates:
         self,
         objective: Objective,
         surrogate: Surrogate,
-        state: State,
+        state: FitState,
         seed: int,
         every: int,
         clip: float | None,
