@@ -202,7 +202,7 @@ def test_our_apg_and_theirs_where_the_network_answers_x0():
     guider = guiders.AdaptiveProjectedGuidance(4.0, -0.5, 3.0, eta=0.2, use_original_formulation=True)
     theirs, _ = drive(family, net, made, guider, noise, cond, away)
     mine, _ = drive(family, net, made, as_guider(apg(5, eta=0.2, r=3.0, beta=-0.5), made), noise, cond, away)
-    assert close(mine, theirs)
+    assert close(mine, theirs, 5e-5)  # steps amplify rounding: at eta = 1, the same operations, they differ as much
     flat, _ = drive(family, net, made, as_guider(CFG(5), made), noise, cond, away)
     assert not close(mine, flat, 1e-2)
 

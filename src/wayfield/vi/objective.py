@@ -75,7 +75,7 @@ class Objective:
         shapes = tuple(a.shape if isinstance(a, Tensor) else None for a in args)
         if shapes not in self._seen:
             with seeded(seed):
-                self._first(*args)
+                self.check(args)
             self._seen[shapes] = True
         with seeded(seed), unvalidated():
             surrogate = self.surrogate(*args)
@@ -99,7 +99,7 @@ class Objective:
     def explain(self, *args: Any, seed: int = 0) -> str:
         """What a call does, in words: the engine and why, each site's strategy, and how often the body is run."""
         with seeded(seed):
-            self._first(*args)
+            self.check(args)
         return self._seen["told"]
 
     @property
@@ -119,29 +119,32 @@ class Objective:
             raise ShapeError(f"first argument of {self.name}", got=got, expected=want, remedy=remedy)
         return tuple(first.shape[: self.batch_dims])
 
-    def _first(self, *args: Any) -> None:
-        """A run with every check, without gradient's use; decides the engine."""
+    def check(self, args: tuple[Any, ...], validate: bool = True) -> None:
+        """One run with every check, from torch's default generators as they stand; decides the engine.
+
+        validate: torch's own checks of parameters and values too, whose errors name no site.
+        """
         engine, why = self.engine, "asked for"
         if engine == "auto" and self._seen.get("engine") == "replay":
             engine, why = "replay", self._seen["why"]
         if engine == "auto":
             engine, why = "vectorised", "no decision in Python depends on several drawn values"
             try:
-                told = _checked(self, vectorised, args)
+                told = _checked(self, vectorised, args, validate)
             except NeedsReplayError as error:
                 if self.batch_dims:
                     raise
                 engine, why = "replay", f"{error.what} decides in Python"
-                told = _checked(self, replayed, args)
+                told = _checked(self, replayed, args, validate)
         else:
-            told = _checked(self, vectorised if engine == "vectorised" else replayed, args)
+            told = _checked(self, vectorised if engine == "vectorised" else replayed, args, validate)
         self._seen.update(engine=engine, why=why, told=f"{self.name}: {engine} engine ({why})\n{told}")
 
 
-def _checked(objective: Objective, engine: Callable[..., Tensor], args: tuple[Any, ...]) -> str:
+def _checked(objective: Objective, engine: Callable[..., Tensor], args: tuple[Any, ...], validate: bool) -> str:
     """Run once under the watch; what its sites did, a line each."""
     runs: list[Run] = []
-    with Provenance() as watch, _validating(True):  # torch.compile leaves these checks switched off
+    with Provenance() as watch, _validating(validate):  # torch.compile leaves these checks switched off
         value = engine(objective, args, watch, runs)
     if not bool(torch.isfinite(value.detach())):
         remedy = "Every site's log density is finite; look at what the objective does with them."
