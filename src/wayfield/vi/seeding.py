@@ -23,20 +23,27 @@ def _generators() -> list[torch.Generator]:
 
 
 @contextmanager
+def _kept() -> Iterator[list[torch.Generator]]:
+    """The default generators, which stand afterwards where they stood before."""
+    generators = _generators()
+    before = [g.get_state() for g in generators]
+    try:
+        yield generators
+    finally:
+        for g, state in zip(generators, before, strict=True):
+            g.set_state(state)
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """torch's default generators start from `seed` (a whole number of at least 0) inside, and are restored after."""
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         remedy = "Give seed=0, and another in every step of a loop."
         raise RangeError("seed", got=repr(seed), expected="a whole number of at least 0", remedy=remedy)
-    generators = _generators()
-    before = [g.get_state() for g in generators]
-    for g in generators:
-        g.manual_seed(seed)
-    try:
+    with _kept() as generators:
+        for g in generators:
+            g.manual_seed(seed)
         yield
-    finally:
-        for g, state in zip(generators, before, strict=True):
-            g.set_state(state)
 
 
 def fresh() -> int:
@@ -65,12 +72,7 @@ def rewind(to: list[Tensor] | None) -> Iterator[None]:
     if to is None:
         yield
         return
-    generators = _generators()
-    before = [g.get_state() for g in generators]
-    for g, state in zip(generators, to, strict=True):
-        g.set_state(state)
-    try:
-        yield
-    finally:
-        for g, state in zip(generators, before, strict=True):
+    with _kept() as generators:
+        for g, state in zip(generators, to, strict=True):
             g.set_state(state)
+        yield
