@@ -258,6 +258,14 @@ def test_leave_one_out_of_one():
 # Densities
 
 
+@pytest.mark.parametrize(("loc", "scale"), [(0.0, 0.0), (math.nan, 1.0)])
+def test_parameters_that_torch_refuses_are_named_by_their_site(loc, scale):
+    """torch's own error tells the distribution, and stays as the context."""
+    with pytest.raises(NonFiniteError, match="log density of site 'z'") as error:
+        elbo(standard, lambda h: h.sample("z", Normal(t(loc), t(scale))))(seed=0)
+    assert "Expected parameter" in str(error.value.__context__)
+
+
 @pytest.mark.parametrize("log_weight", [math.nan, math.inf, -math.inf])
 def test_a_log_density_that_is_not_finite(log_weight):
     def model(h):

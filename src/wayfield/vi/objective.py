@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from wayfield.core.errors import NonFiniteError, RangeError, ShapeError, unknown_name
+from wayfield.core.errors import NonFiniteError, RangeError, ShapeError, WayfieldError, unknown_name
 from wayfield.core.estimate import Estimate
 from wayfield.vi.engines import replayed, vectorised
 from wayfield.vi.run import Run
-from wayfield.vi.seeding import seeded
+from wayfield.vi.seeding import rewind, seeded, states
 from wayfield.vi.smooth import NeedsReplayError, Provenance
 from wayfield.vi.strategy import Strategy
 
@@ -119,33 +119,37 @@ class Objective:
             raise ShapeError(f"first argument of {self.name}", got=got, expected=want, remedy=remedy)
         return tuple(first.shape[: self.batch_dims])
 
-    def check(self, args: tuple[Any, ...], validate: bool = True) -> None:
-        """One run with every check, from torch's default generators as they stand; decides the engine.
-
-        validate: torch's own checks of parameters and values too, whose errors name no site.
-        """
+    def check(self, args: tuple[Any, ...]) -> None:
+        """One run with every check, from torch's default generators as they stand; decides the engine."""
         engine, why = self.engine, "asked for"
         if engine == "auto" and self._seen.get("engine") == "replay":
             engine, why = "replay", self._seen["why"]
         if engine == "auto":
             engine, why = "vectorised", "no decision in Python depends on several drawn values"
             try:
-                told = _checked(self, vectorised, args, validate)
+                told = _checked(self, vectorised, args)
             except NeedsReplayError as error:
                 if self.batch_dims:
                     raise
                 engine, why = "replay", f"{error.what} decides in Python"
-                told = _checked(self, replayed, args, validate)
+                told = _checked(self, replayed, args)
         else:
-            told = _checked(self, vectorised if engine == "vectorised" else replayed, args, validate)
+            told = _checked(self, vectorised if engine == "vectorised" else replayed, args)
         self._seen.update(engine=engine, why=why, told=f"{self.name}: {engine} engine ({why})\n{told}")
 
 
-def _checked(objective: Objective, engine: Callable[..., Tensor], args: tuple[Any, ...], validate: bool) -> str:
+def _checked(objective: Objective, engine: Callable[..., Tensor], args: tuple[Any, ...]) -> str:
     """Run once under the watch; what its sites did, a line each."""
     runs: list[Run] = []
-    with Provenance() as watch, _validating(validate):  # torch.compile leaves these checks switched off
-        value = engine(objective, args, watch, runs)
+    start = states()
+    try:
+        with Provenance() as watch, _validating(True):  # torch.compile leaves these checks switched off
+            value = engine(objective, args, watch, runs)
+    except ValueError as error:
+        if not isinstance(error, WayfieldError):  # torch's checks of parameters name no site, its density does
+            with rewind(start), Provenance() as watch, unvalidated():
+                engine(objective, args, watch, [])
+        raise
     if not bool(torch.isfinite(value.detach())):
         remedy = "Every site's log density is finite; look at what the objective does with them."
         raise NonFiniteError(f"value of {objective.name}", got=float(value.detach()), expected="finite", remedy=remedy)

@@ -162,9 +162,8 @@ class Updates:
         spoilt = _broken_names({k: p.grad for k, p in tensors.items() if p.grad is not None})
         rotten, cause = _broken_names(tensors), None
         try:
-            for validate in (False, True):  # a site's log density has a name, torch's own checks have none
-                with seeded(seed):
-                    self.objective.check(args, validate)
+            with seeded(seed):
+                self.objective.check(args)
         except (RuntimeError, ArithmeticError, ValueError) as error:
             cause = error
         for p in tensors.values():
