@@ -6,6 +6,7 @@ import densitytoys as X
 import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
+from toys import t
 
 from wayfield.core.errors import DTypeError, NonFiniteError, RangeError, UnknownNameError, UnsupportedError
 from wayfield.vi import (
@@ -301,7 +302,7 @@ def test_outside_of_objectives_densities_are_drawn_and_weighed():
     q = simulate(density, seed=0, samples=4)
     assert q.values["x"].shape == (4,)
     want = Normal(Z, math.sqrt(2) * ONE).log_prob(q.values["x"])
-    assert (log_density(density, q.values, seed=1) - want).abs().max() < 1e-12
+    assert (log_density(density, q.values, samples=4, seed=1) - want).abs().max() < 1e-12
     drawn = simulate(conjugate_of, None, seed=0, samples=1000)  # nothing observed yet: a datum is drawn
     assert list(drawn.values) == ["z"]
     assert abs(drawn.sites["y"].value.std().item() - math.sqrt(1.25)) < 0.1
@@ -382,3 +383,15 @@ def test_the_first_call_checks_what_is_inside_of_a_density():
 
     with pytest.raises(UnsupportedError, match="'u'"), seeded(0), Provenance() as watch:
         Run(watch=watch).simulate(marginal(jumps, ["x"]))
+
+
+def test_an_event_is_not_taken_for_samples():
+    """One estimate for one value of three numbers; as many as are said for several."""
+
+    def program(h):
+        u = h.sample("u", Normal(t(0.0), t(1.0)))
+        h.sample("x", Independent(Normal(u[..., None].expand(*u.shape, 3), t(1.0)), 1))
+
+    density = marginal(program, keep=["x"], m=2)
+    assert log_density(density, {"x": t([0.1, 0.2, 0.3])}).numel() == 1
+    assert log_density(density, {"x": t([[0.1, 0.2, 0.3]] * 5)}, samples=5).numel() == 5

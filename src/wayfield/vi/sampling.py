@@ -24,14 +24,17 @@ def simulate(program: Program, *args: Any, seed: int, samples: int = 1, batch: t
 
 
 def log_density(
-    program: Program, values: Mapping[str, Tensor], *args: Any, batch: tuple[int, ...] = (), seed: int = 0
+    program: Program,
+    values: Mapping[str, Tensor],
+    *args: Any,
+    samples: int = 1,
+    batch: tuple[int, ...] = (),
+    seed: int = 0,
 ) -> Tensor:
     """log density of a program at given values, observations included, [S, *batch]; its graph is kept.
 
-    seed: used by stochastic densities alone, whose density is an estimate. Raises UnknownNameError for a site without a
-    value, UnsupportedError for a value without a site.
+    samples, batch: of the values, as in `simulate` / seed: used by stochastic densities alone, whose density is an
+    estimate. Raises UnknownNameError for a site without a value, UnsupportedError for a value without a site.
     """
     with seeded(seed):
-        first = next(iter(values.values()), None)
-        samples = first.shape[0] if first is not None and first.ndim > len(batch) else 1
-        return Run(max(samples, 1), batch).log_density(program, values, *args)
+        return Run(samples, batch).log_density(program, values, *args)
